@@ -1,0 +1,1 @@
+"""Hydra config groups, installed as ``ssl_toolkit.configs``: one YAML per choice."""

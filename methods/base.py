@@ -1,0 +1,159 @@
+"""What every method is, and the joint-embedding scheme the four methods here share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssl_toolkit.backbones.base import Backbone
+from ssl_toolkit.criteria import Criterion, Terms
+from ssl_toolkit.errors import UserError
+from ssl_toolkit.methods.heads import MLP, embed_cells
+from ssl_toolkit.methods.local import CellMap, LocalConfig, LocalCriterion, total
+from ssl_toolkit.registry import Registry
+from ssl_toolkit.views.batch import ViewBatch
+
+
+class MethodOutput(NamedTuple):
+    """``loss`` is a float32 scalar with a graph; ``terms`` are detached, weighted parts of it; ``pooled`` is ``(B, C)``,
+    the detached representations of the first view, for probes and monitors."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    pooled: Tensor
+
+
+class Method(nn.Module):
+    """A pretraining method: ``method(batch) -> MethodOutput``. The trainer knows nothing else of it."""
+
+    backbone: Backbone
+
+    def forward(self, batch: ViewBatch) -> MethodOutput:
+        """Loss of one batch of normalised views."""
+        raise NotImplementedError
+
+    def local_vectors(self, maps: Tensor) -> Tensor:
+        """``(B, H * W, D)``: the vectors in which this method would match cells; the features themselves by default."""
+        return maps.flatten(2).mT
+
+    def check(self, map_sizes: list[tuple[int, int]], num_large: int) -> None:
+        """Refuse views that this method cannot train on, before any work.
+
+        Args:
+            map_sizes: height and width of each view's feature map.
+
+        Raises:
+            UserError: naming the option and the shapes.
+        """
+
+
+METHODS: Registry[Method] = Registry("method")
+
+
+@dataclass
+class HeadConfig:
+    """Widths of a head's layers, and its norm: ``auto`` follows the backbone (``batch`` or ``layer``)."""
+
+    widths: list[int]
+    norm: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths must be positive numbers, not {list(self.widths)}")
+        if self.norm not in ("auto", "batch", "layer"):
+            raise ValueError(f"norm must be auto, batch or layer, not {self.norm!r}")
+
+    def build(self, backbone: Backbone) -> MLP:
+        """The head on ``backbone``'s features."""
+        norm = backbone.norm if self.norm == "auto" else self.norm
+        return MLP(backbone.num_features, self.widths, norm)
+
+
+class JointEmbedding(Method):
+    """Embeddings of all views compared by one criterion, globally and, if asked, cell by cell.
+
+    ``loss = alpha * global + (1 - alpha) * local`` (VICRegL Eq. 4); without a local criterion the loss is the global one. Each
+    view goes through the network by itself, so BatchNorm statistics are per view, as in the VICReg code.
+
+    Args:
+        backbone: gives ``Features(maps, pooled)``.
+        head: of the global embedding (the expander, or SimCLR's projector).
+        criterion: for the embeddings and for matched local vectors.
+        alpha: weight of the global criterion.
+        local: options of the local criterion, resolved; None or ``matching=none`` builds none of it.
+        local_head: of the local embedding (the local projector).
+        local_criterion: for matched local vectors, where it differs from ``criterion``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: HeadConfig,
+        criterion: Criterion,
+        *,
+        alpha: float = 1.0,
+        local: LocalConfig | None = None,
+        local_head: HeadConfig | None = None,
+        local_criterion: Criterion | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= alpha <= 1.0:
+            raise UserError(f"method.alpha must lie between 0 and 1, not {alpha}")
+        self.backbone = backbone
+        self.criterion = criterion
+        self.alpha = alpha
+        wanted = local is not None and local.matching != "none" and alpha < 1.0
+        self.local = LocalCriterion(local, local_criterion or criterion) if local and wanted else None
+        # With alpha 0 the head would get no gradient, which DDP refuses.
+        self.head = head.build(backbone) if self.local is None or alpha > 0 else None
+        self.local_head = local_head.build(backbone) if self.local is not None and local_head else None
+
+    def local_vectors(self, maps: Tensor) -> Tensor:
+        """The local projector's embedding of every cell, or the features where there is no local projector."""
+        return super().local_vectors(maps) if self.local_head is None else embed_cells(self.local_head, maps)
+
+    def forward(self, batch: ViewBatch) -> MethodOutput:
+        """Loss of one batch of normalised views; see the class."""
+        features = [self.backbone(view.image) for view in batch.views]
+        parts: list[Tensor] = []
+        terms: Terms = {}
+        if self.head is not None:
+            embeddings = [self.head(f.pooled) for f in features]
+            global_terms = self.criterion.views(embeddings, batch.num_large)
+            parts.append((self.alpha if self.local is not None else 1.0) * total(global_terms))
+            terms |= {f"global_{name}": value for name, value in global_terms.items()}
+        if self.local is not None:
+            maps = [
+                CellMap(
+                    self.local_vectors(f.maps),
+                    self.local.locate(batch, i, (f.maps.shape[2], f.maps.shape[3])),
+                    large=i < batch.num_large,
+                )
+                for i, f in enumerate(features)
+            ]
+            local_terms = self.local(maps)
+            parts.append((1.0 - self.alpha) * total(local_terms))
+            terms |= local_terms
+        loss = torch.stack(parts).sum()
+        return MethodOutput(loss, {k: v.detach() for k, v in terms.items()}, features[0].pooled.detach())
+
+    def check(self, map_sizes: list[tuple[int, int]], num_large: int) -> None:
+        """Refuse a single view, and a gamma above the cells of a map."""
+        if len(map_sizes) < 2:
+            raise UserError("views.groups: at least two views are needed, not 1")
+        if self.local is None:
+            return
+        kinds = {"location": ("location", "both"), "feature": ("feature", "both")}
+        for view, (height, width) in enumerate(map_sizes):
+            for kind, when in kinds.items():
+                gamma = self.local.gammas(view < num_large, view, kind)
+                if self.local.config.matching in when and gamma and gamma > height * width:
+                    key = "gamma" if kind == "location" else "feature_gamma"
+                    size = "large" if view < num_large else "small"
+                    raise UserError(
+                        f"method.local.{key}: {gamma} pairs asked of a {size} view whose map has "
+                        f"{height}x{width} = {height * width} cells; lower it, or 0 for all"
+                    )

@@ -1,0 +1,66 @@
+"""What every backbone is: an image in, feature maps and a pooled vector out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """``maps`` is ``(B, C, H, W)``, ``pooled`` is ``(B, C)``: the mean of the maps, normalised where the
+    architecture normalises after (or before) pooling."""
+
+    maps: Tensor
+    pooled: Tensor
+
+
+@dataclass
+class BackboneConfig:
+    """Options of a backbone, enough to build the same architecture again.
+
+    Attributes:
+        name: a name of this package's own (``tiny_resnet``, ``vicregl_convnext_small``) or any timm model with
+            feature maps.
+        in_channels: channels of the input images.
+        stem: ``imagenet`` keeps the architecture's stem; ``small`` replaces a ResNet's 7x7 stride-2 convolution
+            and max-pooling by a 3x3 stride-1 convolution (as for CIFAR).
+        drop_path: stochastic depth rate, where the architecture has it.
+        image_size: input side in pixels; needed by ViTs, whose position embeddings depend on it.
+    """
+
+    name: str = "resnet18"
+    in_channels: int = 3
+    stem: str = "imagenet"
+    drop_path: float = 0.0
+    image_size: int | None = None
+
+    def as_dict(self) -> dict[str, str | int | float | None]:
+        """The options as plain values, as they are stored beside weights."""
+        return asdict(self)
+
+
+class Backbone(nn.Module):
+    """Base class of all backbones.
+
+    Attributes:
+        config: what `create_backbone` needs to build it again.
+        num_features: channels of ``maps`` and of ``pooled``.
+        stage_channels: channels of each map of the pyramid, from fine to coarse.
+        norm: ``batch`` or ``layer``, the norm that heads on this backbone should use (BatchNorm for ResNets,
+            LayerNorm for ConvNeXts and ViTs, as in the VICRegL paper's code).
+    """
+
+    config: BackboneConfig
+    num_features: int
+    stage_channels: tuple[int, ...]
+    norm: str = "batch"
+
+    def forward(self, images: Tensor) -> Features:
+        """Features of ``images`` ``(B, in_channels, S, S)``, already normalised."""
+        raise NotImplementedError
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The pyramid of feature maps, from fine to coarse, each ``(B, C_i, H_i, W_i)``."""
+        raise NotImplementedError

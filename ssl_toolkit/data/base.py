@@ -1,0 +1,81 @@
+"""What every data set is, whatever it was read from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+"""``(H, W, C)`` uint8."""
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class DataConfig:
+    """Options that every data set has.
+
+    Attributes:
+        mean, std: per channel, in [0, 1] units, subtracted and divided on the device.
+        eval_resize: the shorter side in pixels before the centre crop at evaluation.
+        eval_size: side in pixels of that centre crop.
+    """
+
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    eval_resize: int = 256
+    eval_size: int = 224
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} channels, std has {len(self.std)}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, not {list(self.std)}")
+        if not 0 < self.eval_size <= self.eval_resize:
+            raise ValueError(f"eval_size {self.eval_size} must be between 1 and eval_resize {self.eval_resize}")
+
+
+class ImageDataset(ABC):
+    """Images with optional labels and masks, read by position.
+
+    Attributes:
+        name: the registered name (``digit_scenes``).
+        split: ``train``, ``val`` or ``test``.
+        config: the options it was made from.
+        classes: names of the image classes, or None where there are no labels.
+        mask_classes: names of the pixel classes, background first, or None where there are no masks.
+        in_channels: channels of every image.
+    """
+
+    name: str
+    split: str
+    config: DataConfig
+    classes: tuple[str, ...] | None = None
+    mask_classes: tuple[str, ...] | None = None
+    in_channels: int = 3
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def image(self, index: int) -> Image:
+        """Image ``index``, ``(H, W, C)`` uint8. A file that cannot be decoded is a `UserError` that names it."""
+
+    def label(self, index: int) -> int:
+        """Class of image ``index``; only where ``classes`` is not None."""
+        raise NotImplementedError
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """Pixel classes of image ``index``, ``(H, W)``, 255 where void; only where ``mask_classes`` is not None."""
+        raise NotImplementedError
+
+    def labels(self) -> NDArray[np.int64]:
+        """Labels of all images, ``(len,)``."""
+        return np.array([self.label(i) for i in range(len(self))], dtype=np.int64)
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash that changes when the images do (contents, or names and sizes of files)."""
