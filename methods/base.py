@@ -146,14 +146,14 @@ class JointEmbedding(Method):
             raise UserError("views.groups: at least two views are needed, not 1")
         if self.local is None:
             return
-        kinds = {"location": ("location", "both"), "feature": ("feature", "both")}
         for view, (height, width) in enumerate(map_sizes):
-            for kind, when in kinds.items():
-                gamma = self.local.gammas(view < num_large, view, kind)
-                if self.local.config.matching in when and gamma and gamma > height * width:
-                    key = "gamma" if kind == "location" else "feature_gamma"
-                    size = "large" if view < num_large else "small"
+            for kind, key in (("location", "gamma"), ("feature", "feature_gamma")):
+                if self.local.config.matching not in (kind, "both"):
+                    continue
+                large = view < num_large
+                kept = self.local.kept_pairs(kind, large, min(view, 1), height * width)
+                if kept is not None and kept > height * width:
                     raise UserError(
-                        f"method.local.{key}: {gamma} pairs asked of a {size} view whose map has "
-                        f"{height}x{width} = {height * width} cells; lower it, or 0 for all"
+                        f"method.local.{key}: {kept} pairs asked of a {'large' if large else 'small'} view whose map has "
+                        f"{height}x{width} = {height * width} cells; lower it, or give a share below 1, or 0 for all"
                     )

@@ -31,13 +31,13 @@ class VICRegConfig:
     """Options of VICReg.
 
     Attributes:
-        expander: the head; 8192-8192-8192 in the paper.
+        expander: the head; 8192-8192-8192 in the paper (ResNet-50, batch 2048), whose weights dominate the memory of a small run.
         invariance, variance, covariance: coefficients lambda, mu, nu (25, 25, 1).
         terms: which of them the global criterion uses.
         preset: ``ours`` and ``official`` average variance and covariance over views, ``paper`` adds both sides (Eq. 1).
     """
 
-    expander: HeadConfig = field(default_factory=lambda: HeadConfig([8192, 8192, 8192]))
+    expander: HeadConfig = field(default_factory=lambda: HeadConfig([2048, 2048, 2048]))
     invariance: float = 25.0
     variance: float = 25.0
     covariance: float = 1.0

@@ -37,8 +37,8 @@ def test_official_preset_equals_the_published_code(name: str) -> None:
     vectors = [torch.tensor(arrays[f"maps{i}"], requires_grad=True) for i in range(views)]
     config = resolve(
         LocalConfig(
-            gamma=meta["num_matches"],
-            feature_gamma=None if meta["l2_all_matches"] else meta["num_matches"],
+            gamma=[float(g) for g in meta["num_matches"]],
+            feature_gamma=None if meta["l2_all_matches"] else [float(g) for g in meta["num_matches"]],
         ),
         "official",
     )

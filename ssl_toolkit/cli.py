@@ -1,0 +1,124 @@
+"""The command line: ``ssl-toolkit <command> [key=value ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from ssl_toolkit import __version__
+from ssl_toolkit.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+COMMANDS = {
+    "pretrain": (
+        "train a backbone without labels",
+        "ssl-toolkit pretrain experiment=digits_vicregl\n"
+        "  ssl-toolkit pretrain method=simclr_l backbone=resnet18 data=folder data.root=photos trainer.epochs=50\n"
+        "  ssl-toolkit pretrain -m experiment=digits_vicregl seed=0,1,2\n"
+        "  ssl-toolkit pretrain run=runs/NAME                  (resume a stopped run)",
+    ),
+    "eval": (
+        "measure a backbone: knn, linear, segmentation",
+        "ssl-toolkit eval knn,linear,segmentation run=runs/NAME\n"
+        "  ssl-toolkit eval knn checkpoint=backbone.safetensors data=folder data.root=photos",
+    ),
+    "compare": (
+        "results of several runs side by side",
+        "ssl-toolkit compare runs/A runs/B --html compare.html",
+    ),
+    "report": ("write report.html of a run", "ssl-toolkit report runs/NAME"),
+    "demo": (
+        "VICReg against VICRegL on embedded data, in minutes on a CPU",
+        "ssl-toolkit demo",
+    ),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ssl-toolkit",
+        description="Self-supervised visual features that are good globally and locally.",
+        epilog="Try: ssl-toolkit demo",
+    )
+    parser.add_argument("--version", action="version", version=f"ssl-toolkit {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    subparsers = {}
+    for name, (summary, examples) in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"examples:\n  {examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        subparsers[name] = sub
+    subparsers["pretrain"].add_argument(
+        "-m", "--multirun", action="store_true", help="one run per combination of values (seed=0,1,2)"
+    )
+    subparsers["pretrain"].add_argument(
+        "overrides", nargs="*", metavar="key=value", help="groups and keys of configs/pretrain.yaml"
+    )
+    subparsers["eval"].add_argument("protocols", help="comma-separated: knn,linear,segmentation")
+    subparsers["eval"].add_argument(
+        "overrides", nargs="*", metavar="key=value", help="groups and keys of configs/eval.yaml"
+    )
+    subparsers["compare"].add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    subparsers["compare"].add_argument("--html", metavar="FILE", help="also write a self-contained page")
+    subparsers["compare"].add_argument("--csv", metavar="FILE", help="also write the table as CSV")
+    subparsers["compare"].add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
+    subparsers["report"].add_argument("run", metavar="RUN", help="run folder")
+    subparsers["demo"].add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys of configs/pretrain.yaml, for both methods"
+    )
+    return parser
+
+
+def _dispatch(args: argparse.Namespace, console: Console) -> int:
+    # Imported here so that --help and --version answer at once.
+    from ssl_toolkit import commands
+
+    actions: dict[str, Callable[[], int]] = {
+        "pretrain": lambda: commands.pretrain(args.overrides, args.multirun, console),
+        "eval": lambda: commands.evaluate(args.protocols, args.overrides, console),
+        "compare": lambda: commands.compare(args.runs, args.html, args.csv, args.markdown, console),
+        "report": lambda: commands.report(args.run, console),
+        "demo": lambda: commands.demo(args.overrides, console),
+    }
+    return actions[args.command]()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0, 2 for bad input (one line on stderr), 130 when interrupted."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    console, errors = Console(), Console(stderr=True)
+    try:
+        return _dispatch(args, console)
+    except UserError as error:
+        if args.debug:
+            traceback.print_exc()
+        errors.print(f"[bold red]error:[/bold red] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        errors.print("interrupted", highlight=False)
+        return EXIT_INTERRUPTED
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

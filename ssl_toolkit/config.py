@@ -1,0 +1,122 @@
+"""Composing Hydra configs, with errors that say what to do."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from importlib import resources
+
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ssl_toolkit.errors import UserError, nearest
+
+CONFIGS = "ssl_toolkit.configs"
+
+
+def choices(group: str) -> list[str]:
+    """Names of the YAML files of a config group (``method``)."""
+    folder = resources.files(CONFIGS) / group
+    if not folder.is_dir():
+        return []
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def groups() -> list[str]:
+    """Names of the config groups."""
+    return sorted(p.name for p in resources.files(CONFIGS).iterdir() if p.is_dir() and choices(p.name))
+
+
+def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """``configs/<name>.yaml`` with ``overrides``, in Hydra's grammar.
+
+    Raises:
+        UserError: an unknown group, choice or key (with the nearest valid ones), or an override that cannot be parsed.
+    """
+    parsed = [parse(override) for override in overrides]
+    for override in parsed:
+        _check_choice(override)
+    try:
+        with initialize_config_module(CONFIGS, version_base="1.3"):
+            return compose(name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, name, parsed) from error
+
+
+def parse(override: str) -> Override:
+    """One override, by Hydra's own parser."""
+    if "=" not in override and not override.startswith("~"):
+        raise UserError(f"{override!r} is not an option: write key=value, such as trainer.epochs=10")
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot read {override!r}: {reason}; quote values with spaces or brackets") from error
+
+
+def _check_choice(override: Override) -> None:
+    key = override.key_or_group
+    values = override.value()
+    if key not in groups() or override.is_delete() or not isinstance(values, str):
+        return
+    if values not in choices(key):
+        raise UserError(f"unknown {key} {values!r}: {nearest(values, choices(key))}")
+
+
+def _explained(error: Exception, name: str, parsed: Sequence[Override]) -> UserError:
+    """Find the override at fault and name the nearest keys."""
+    chosen = [o.input_line for o in parsed if o.key_or_group in groups() and o.input_line is not None]
+    plain = UserError(re.sub(r"\s+", " ", str(error)).strip())
+    try:
+        with initialize_config_module(CONFIGS, version_base="1.3"):
+            known = leaf_keys(compose(name, overrides=chosen))
+    except (HydraException, OmegaConfBaseException):
+        return plain
+    for override in parsed:
+        key = override.key_or_group
+        if key in groups() or key in known or override.is_add() or key.startswith("hydra"):
+            continue
+        prefix = any(k.startswith(f"{key}.") for k in known)
+        if not prefix:
+            return UserError(f"unknown key {key!r}: {_nearest_key(key, [*known, *groups()])}")
+    return plain
+
+
+def _nearest_key(key: str, known: Sequence[str]) -> str:
+    """Close keys: by spelling of the whole, or of the last part in any section."""
+    last = key.rsplit(".", 1)[-1]
+    same = [k for k in known if k.rsplit(".", 1)[-1] == last]
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    found = list(dict.fromkeys([*same[:3], *close]))[:3]
+    if found:
+        return "did you mean " + " or ".join(repr(k) for k in found) + "?"
+    return nearest(key, [k for k in known if "." not in k] + sorted({k.split(".")[0] for k in known}))
+
+
+def leaf_keys(config: DictConfig, prefix: str = "") -> list[str]:
+    """Dotted names of all values of a config."""
+    keys: list[str] = []
+    for key in config:
+        node = config._get_node(key)
+        name = f"{prefix}{key}"
+        if OmegaConf.is_dict(node) and not node._is_none():  # type: ignore[union-attr]
+            keys += leaf_keys(node, f"{name}.")  # type: ignore[arg-type]
+        else:
+            keys.append(name)
+    return keys
+
+
+def override_of(key: str, value: object) -> str:
+    """``key=value`` with the value quoted for Hydra's grammar, whatever a path holds."""
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def is_sweep(overrides: Sequence[str]) -> bool:
+    """Whether an override has several values (``seed=0,1,2``), which needs ``-m``."""
+    return any(parse(o).is_sweep_override() for o in overrides)

@@ -1,0 +1,73 @@
+"""Matches of a few fixed images, saved for pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssl_toolkit.data.base import ImageDataset
+from ssl_toolkit.files import atomic_path
+from ssl_toolkit.matching import Matches, cell_axes, feature_matches, location_matches, squared_distances
+from ssl_toolkit.methods.base import Method
+from ssl_toolkit.training.module import Normalize
+from ssl_toolkit.views import ViewDataset, ViewsConfig
+from ssl_toolkit.views.batch import ViewBatch
+
+
+def _dense(matches: Matches, kept: Matches, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    mask = torch.zeros(matches.key.shape[0], cells, dtype=torch.bool).scatter_(1, kept.query, True)
+    return matches.key.numpy(), matches.distance.float().numpy(), mask.numpy()
+
+
+@torch.no_grad()
+def save_match_examples(
+    path: Path,
+    method: Method,
+    dataset: ImageDataset,
+    views: ViewsConfig,
+    normalize: Normalize,
+    *,
+    seed: int,
+    count: int = 6,
+    gamma: int = 10,
+) -> None:
+    """Write where each cell of one large view is matched in the other, by location and by feature, on the CPU.
+
+    Feature matches are made in the space the method matches in (its local projector), or among the features themselves. The views are training views.
+
+    Args:
+        path: of the ``.npz``; arrays are described in the reporting package.
+        count: images, spread evenly over the data set.
+        gamma: pairs marked as kept, at most the number of cells.
+    """
+    if views.num_large < 2:
+        return
+    method = method.cpu().eval()
+    indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist()
+    batch = ViewDataset(dataset, views, seed).__getitems__([(0, i) for i in indices])
+    if not isinstance(batch, ViewBatch):
+        raise batch
+    a, b = batch.views[0], batch.views[1]
+    normalize = normalize.cpu()
+    maps = [method.backbone(normalize(view.image)).maps for view in (a, b)]
+    height, width = maps[0].shape[2:]
+    vectors = [method.local_vectors(m) for m in maps]
+    axes = [cell_axes(view.box, m.shape[2], m.shape[3], view.flip) for view, m in zip((a, b), maps)]
+    gamma = min(gamma, height * width)
+    squared = squared_distances(vectors[0], vectors[1])
+    location = _dense(
+        location_matches(axes[0], axes[1]), location_matches(axes[0], axes[1], gamma), height * width
+    )
+    feature = _dense(feature_matches(squared), feature_matches(squared, gamma), height * width)
+    arrays: dict[str, np.ndarray] = {f"seed_{i}": dataset.image(index) for i, index in enumerate(indices)}
+    for name, view in (("a", a), ("b", b)):
+        arrays[f"view_{name}"] = np.ascontiguousarray(view.image.permute(0, 2, 3, 1).numpy())
+        arrays[f"box_{name}"] = view.box.numpy()
+        arrays[f"flip_{name}"] = view.flip.numpy()
+    arrays["grid"] = np.array([height, width])
+    for name, values in (("location", location), ("feature", feature)):
+        arrays[name], arrays[f"{name}_distance"], arrays[f"{name}_kept"] = values
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -1,0 +1,337 @@
+"""Pretraining from a config: check everything, then train, then leave a run folder behind."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from ssl_toolkit.backbones import Backbone, create_backbone, load_backbone, save_backbone
+from ssl_toolkit.data import build_dataset
+from ssl_toolkit.data.base import ImageDataset
+from ssl_toolkit.errors import UserError
+from ssl_toolkit.hardware import describe_hardware, pick_device, pick_precision
+from ssl_toolkit.methods import METHODS, Method
+from ssl_toolkit.registry import typed
+from ssl_toolkit.training.callbacks import MetricsFile, TrainingBar
+from ssl_toolkit.training.examples import save_match_examples
+from ssl_toolkit.training.module import Pretraining
+from ssl_toolkit.training.optimizers import OPTIMIZERS
+from ssl_toolkit.training.run import default_name, new_run_folder, write_run_files
+from ssl_toolkit.views import ViewLoader, ViewsConfig
+
+
+@dataclass
+class TrainerConfig:
+    """How long and on what to train.
+
+    Attributes:
+        epochs: passes over the data.
+        steps: optimization steps; overrides ``epochs`` where it is set.
+        batch_size: images a step over all processes.
+        workers: processes that make views; 0 makes them between steps.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        devices, num_nodes: processes per machine, and machines.
+        precision: ``auto``, ``bf16`` or ``fp32``; auto takes bf16 where the hardware is fast with it.
+        channels_last: memory format of images and weights.
+        log_every: steps between rows of ``metrics.csv``.
+    """
+
+    epochs: int = 100
+    steps: int | None = None
+    batch_size: int = 256
+    workers: int = 2
+    device: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: str = "auto"
+    channels_last: bool = True
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "devices", "num_nodes", "log_every"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.steps}")
+        if self.workers < 0:
+            raise ValueError(f"workers must not be negative, not {self.workers}")
+        if self.batch_size % (self.devices * self.num_nodes):
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by {self.devices * self.num_nodes} processes"
+            )
+        if self.batch_size // (self.devices * self.num_nodes) < 2:
+            raise ValueError(
+                f"batch_size {self.batch_size}: batch statistics need at least 2 images a process"
+            )
+
+
+@dataclass
+class Parts:
+    """Everything a run is made of, checked."""
+
+    config: DictConfig
+    trainer: TrainerConfig
+    views: ViewsConfig
+    dataset: ImageDataset
+    method: Method
+    device: torch.device
+    dtype: torch.dtype
+    map_sizes: list[tuple[int, int]]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimization steps in a pass over the data; the rest of a pass is dropped."""
+        return len(self.dataset) // self.trainer.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimization steps of the whole run."""
+        return self.trainer.steps or self.trainer.epochs * self.steps_per_epoch
+
+
+def _map_sizes(backbone: Backbone, views: ViewsConfig) -> list[tuple[int, int]]:
+    """Sizes of the feature maps of every view, found by one image in evaluation mode (no statistics move)."""
+    channels = backbone.config.in_channels
+    training = backbone.training
+    backbone.eval()
+    with torch.no_grad():
+        shapes = {
+            size: backbone(torch.zeros(1, channels, size, size)).maps.shape for size in set(views.sizes())
+        }
+    backbone.train(training)
+    return [(shapes[size][2], shapes[size][3]) for size in views.sizes()]
+
+
+def _initialise(backbone: Backbone, path: Path) -> None:
+    """Load weights from a run folder or an exported backbone of the same architecture."""
+    source = path / "backbone.safetensors" if path.is_dir() else path
+    loaded, _ = load_backbone(source, expect=backbone.config)
+    backbone.load_state_dict(loaded.state_dict())
+
+
+def assemble(config: DictConfig) -> Parts:
+    """Build and check all parts of a run before any work is done.
+
+    Raises:
+        UserError: naming the key, file or shape that is wrong.
+    """
+    trainer = typed(TrainerConfig, config.trainer, "trainer")
+    views = typed(ViewsConfig, config.views, "views")
+    METHODS.options(config.method)
+    OPTIMIZERS.options(config.optimizer)
+    device = pick_device(trainer.device)
+    dtype = pick_precision(trainer.precision, device)
+    dataset = build_dataset(config.data, "train")
+    if len(dataset) < trainer.batch_size:
+        raise UserError(
+            f"trainer.batch_size: {trainer.batch_size} images a step asked of a data set of {len(dataset)}; lower it"
+        )
+    if len(dataset.config.mean) != dataset.in_channels:
+        raise UserError(
+            f"data.mean has {len(dataset.config.mean)} values for images of {dataset.in_channels} channels"
+        )
+    config.backbone.in_channels = dataset.in_channels
+    torch.manual_seed(config.seed)
+    backbone = create_backbone(config.backbone)
+    if config.init is not None:
+        _initialise(backbone, Path(config.init))
+    method = METHODS.build(config.method, backbone=backbone)
+    sizes = _map_sizes(backbone, views)
+    method.check(sizes, views.num_large)
+    return Parts(config, trainer, views, dataset, method, device, dtype, sizes)
+
+
+def describe(parts: Parts, console: Console) -> None:
+    """Print what will run."""
+    config, trainer = parts.config, parts.trainer
+    optimizer = OPTIMIZERS.options(config.optimizer)
+    parameters = sum(p.numel() for p in parts.method.backbone.parameters())
+    maps = ", ".join(dict.fromkeys(f"{h}x{w}" for h, w in parts.map_sizes))
+    details = [
+        f"{key} {value}" for key, value in config.method.items() if key in ("preset", "alpha", "temperature")
+    ]
+    local = config.method.get("local")
+    if local is not None:
+        details.append(f"matching {local.matching}")
+    rows = [
+        ("method", f"{config.method.name} ({', '.join(details)})"),
+        (
+            "backbone",
+            f"{config.backbone.name}, {parameters / 1e6:.2f} M parameters, {parts.method.backbone.num_features} features, "
+            f"maps {maps}",
+        ),
+        ("data", f"{config.data.name}, {len(parts.dataset):,} training images"),
+        *(("views", f"{group.describe()} ({parts.views.engine} engine)") for group in parts.views.groups),
+        (
+            "training",
+            f"{parts.total_steps:,} steps of {trainer.batch_size} images ({parts.steps_per_epoch:,} an epoch), "
+            f"{config.optimizer.name}, learning rate {optimizer.peak(trainer.batch_size):g} after "
+            f"{round(optimizer.warmup_epochs * parts.steps_per_epoch):,} warm-up steps, cosine to "
+            f"{optimizer.peak(trainer.batch_size) * optimizer.final_factor:g}",
+        ),
+        ("hardware", f"{describe_hardware(parts.device, parts.dtype)}, {trainer.workers} view workers"),
+    ]
+    for name, text in rows:
+        console.print(f"  [bold]{name:<9}[/bold] {text}", highlight=False, soft_wrap=True)
+
+
+def resolved(config: DictConfig) -> DictConfig:
+    """``config`` with the preset's values written out, as it is stored."""
+    options: Any = METHODS.options(config.method)
+    method = {"name": config.method.name, **OmegaConf.to_container(OmegaConf.structured(options))}  # type: ignore[dict-item]
+    result = config.copy()
+    OmegaConf.set_struct(result, False)
+    result.method = method
+    return result
+
+
+def _lightning_trainer(parts: Parts, run: Path, console: Console) -> pl.Trainer:
+    trainer, batch_size = parts.trainer, parts.trainer.batch_size
+    checkpoint = ModelCheckpoint(
+        run / "checkpoints",
+        filename="last",
+        save_top_k=1,
+        every_n_epochs=1,
+        save_on_exception=True,
+        enable_version_counter=False,
+    )
+    return pl.Trainer(
+        accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[parts.device.type],
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        strategy="ddp" if trainer.devices * trainer.num_nodes > 1 else "auto",
+        sync_batchnorm=parts.device.type == "cuda" and trainer.devices * trainer.num_nodes > 1,
+        precision="bf16-mixed" if parts.dtype == torch.bfloat16 else "32-true",
+        max_steps=parts.total_steps,
+        max_epochs=-(-parts.total_steps // parts.steps_per_epoch),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        callbacks=[
+            MetricsFile(run / "metrics.csv", trainer.log_every, batch_size),
+            TrainingBar(batch_size, str(parts.config.method.name), console),
+            checkpoint,
+        ],
+        default_root_dir=run,
+    )
+
+
+def _quiet() -> None:
+    """Lightning's notes on devices, missing loggers and few workers say nothing that `describe` does not."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+
+
+def _train(parts: Parts, run: Path, console: Console, checkpoint: Path | None) -> Pretraining:
+    _quiet()
+    trainer = _lightning_trainer(parts, run, console)
+    if parts.trainer.channels_last:
+        parts.method.to(memory_format=torch.channels_last)
+    stats = parts.dataset.config
+    module = Pretraining(
+        parts.method,
+        mean=stats.mean,
+        std=stats.std,
+        optimizer=_plain(parts.config.optimizer),
+        batch_size=parts.trainer.batch_size,
+        steps_per_epoch=parts.steps_per_epoch,
+        total_steps=parts.total_steps,
+    )
+    processes = parts.trainer.devices * parts.trainer.num_nodes
+    loader = ViewLoader(
+        parts.dataset,
+        parts.views,
+        seed=parts.config.seed,
+        batch_size=parts.trainer.batch_size // processes,
+        workers=parts.trainer.workers,
+        rank=trainer.global_rank,
+        world=trainer.world_size,
+        position=lambda: trainer.global_step,
+        pin_memory=parts.device.type == "cuda",
+    )
+    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    if trainer.global_step < parts.total_steps:
+        raise KeyboardInterrupt
+    return module
+
+
+def _plain(config: DictConfig) -> Mapping[str, Any]:
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _finish(parts: Parts, module: Pretraining, run: Path) -> None:
+    stats = parts.dataset.config
+    save_backbone(
+        run / "backbone.safetensors",
+        parts.method.backbone,
+        {
+            "mean": list(stats.mean),
+            "std": list(stats.std),
+            "eval_resize": stats.eval_resize,
+            "eval_size": stats.eval_size,
+        },
+    )
+    save_match_examples(
+        run / "examples" / "matches.npz",
+        parts.method,
+        parts.dataset,
+        parts.views,
+        module.normalize,
+        seed=parts.config.seed,
+    )
+
+
+def pretrain(config: DictConfig, console: Console | None = None) -> Path:
+    """Run a pretraining and return its folder.
+
+    Args:
+        config: composed from ``configs/pretrain.yaml``.
+
+    Raises:
+        UserError: something in the config or the data is wrong; said before any work where it can be known then.
+        KeyboardInterrupt: stopped by the user; the checkpoint of the last step is kept.
+    """
+    console = console or Console()
+    config = resolved(config)
+    parts = assemble(config)
+    run = new_run_folder(Path(config.runs_dir), str(config.name or default_name(config)))
+    write_run_files(run, config)
+    describe(parts, console)
+    console.print(f"  [bold]run[/bold]       {run}", highlight=False, soft_wrap=True)
+    module = _train(parts, run, console, None)
+    _finish(parts, module, run)
+    return run
+
+
+def resume(run: Path, config: DictConfig, console: Console | None = None) -> Path:
+    """Continue a stopped run from its last checkpoint, under its own config.
+
+    Raises:
+        UserError: the folder is no run, has no checkpoint, or is finished.
+    """
+    console = console or Console()
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    if (run / "backbone.safetensors").exists():
+        raise UserError(f"run={run} is finished; start a new run with init={run} to train on from its weights")
+    if not checkpoint.is_file():
+        raise UserError(f"run={run} has no checkpoints/last.ckpt: it stopped before its first checkpoint")
+    parts = assemble(config)
+    describe(parts, console)
+    console.print(f"  [bold]resuming[/bold]  {checkpoint}", highlight=False, soft_wrap=True)
+    module = _train(parts, run, console, checkpoint)
+    _finish(parts, module, run)
+    return run

@@ -1,0 +1,86 @@
+"""The run folder: where everything of one pretraining lies."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ssl_toolkit.errors import UserError
+from ssl_toolkit.files import write_json, write_text
+
+PACKAGES = ("ssl-toolkit", "torch", "torchvision", "lightning", "timm", "numpy", "opencv-python-headless")
+
+
+def new_run_folder(root: Path, name: str) -> Path:
+    """A folder nobody else has: ``root/name``, or ``name-2`` and so on where it exists."""
+    for attempt in range(1, 10_000):
+        path = root / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {path}: {error.strerror}") from error
+        return path
+    raise UserError(f"{root} holds too many runs named {name}; choose another name=")
+
+
+def default_name(config: DictConfig) -> str:
+    """``20261121-093000-vicregl-tiny_resnet-digit_scenes``."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    parts = (now, config.method.name, str(config.backbone.name).replace("/", "-"), config.data.name)
+    return "-".join(parts)
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, as recorded beside a run."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cuda_device": cuda,
+        "threads": str(torch.get_num_threads()),
+        **versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def write_run_files(run: Path, config: DictConfig) -> None:
+    """Write ``config.yaml``, which reproduces the run, and ``environment.json``."""
+    write_text(run / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_json(run / "environment.json", environment())
+
+
+def read_run_config(run: Path) -> DictConfig:
+    """The resolved config of a run; a folder that is no run is a `UserError` that names it."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        what = "has no config.yaml: not a run folder" if run.is_dir() else "does not exist"
+        raise UserError(f"run={run} {what}")
+    try:
+        config: Any = OmegaConf.load(path)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, DictConfig) or "method" not in config:
+        raise UserError(f"{path} is not the config of a pretraining run: it has no 'method'")
+    return config

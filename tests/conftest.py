@@ -1,0 +1,16 @@
+"""Every test makes its data in a cache of its own, so that none depends on what this machine has."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One cache for all tests of a session, before any module reads the variable."""
+    os.environ.setdefault("SSL_TOOLKIT_CACHE", str(Path(tempfile.gettempdir()) / f"ssl-toolkit-tests-{os.getuid()}"))
+    torch.set_num_threads(1)

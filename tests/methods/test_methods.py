@@ -1,0 +1,141 @@
+"""The four methods over one backbone: what they build, what they return, how they train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ssl_toolkit.errors import UserError
+from ssl_toolkit.methods import METHODS, Method, VICRegL, VICRegLConfig
+from ssl_toolkit.methods.base import HeadConfig
+from ssl_toolkit.methods.heads import MLP, embed_cells
+from tests.helpers import TinyBackbone, random_batch
+
+SMALL: dict[str, dict[str, Any]] = {
+    "vicreg": {"expander": {"widths": [8, 8]}},
+    "vicregl": {"expander": {"widths": [8, 8]}, "projector": {"widths": [5, 5]}},
+    "simclr": {"projector": {"widths": [8, 8]}},
+    "simclr_l": {"projector": {"widths": [8, 8]}, "local_projector": {"widths": [5, 5]}},
+}
+
+
+def build(name: str, **options: Any) -> Method:
+    torch.manual_seed(0)
+    return METHODS.build({"name": name, **SMALL[name], **options}, backbone=TinyBackbone())
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_every_registered_method_trains(name: str) -> None:
+    assert METHODS.names() == sorted(SMALL)
+    method = build(name)
+    batch = random_batch(sizes=(32, 32, 24, 24))
+    output = method(batch)
+    assert output.loss.shape == ()
+    assert output.loss.dtype == torch.float32
+    assert output.pooled.shape == (4, 6)
+    assert not any(value.requires_grad for value in output.terms.values())
+    output.loss.backward()
+    for key, parameter in method.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize(("name", "alpha"), [("vicregl", 0.75), ("simclr_l", 0.4)])
+def test_alpha_weighs_global_against_local(name: str, alpha: float) -> None:
+    output = build(name, alpha=alpha)(random_batch())
+    globally = sum(v for k, v in output.terms.items() if k.startswith("global_"))
+    locally = sum(v for k, v in output.terms.items() if not k.startswith("global_"))
+    assert output.loss.item() == pytest.approx((alpha * globally + (1 - alpha) * locally).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"alpha": 1.0}, {"local": {"matching": "none"}}])
+@pytest.mark.parametrize(("plain", "local"), [("vicreg", "vicregl"), ("simclr", "simclr_l")])
+def test_without_local_terms_a_method_is_its_global_one(
+    plain: str, local: str, options: dict[str, Any]
+) -> None:
+    expected = build(plain)
+    method = build(local, **options)
+    assert method.state_dict().keys() == expected.state_dict().keys()
+    method.load_state_dict(expected.state_dict())
+    batch = random_batch()
+    assert torch.equal(method(batch).loss, expected(batch).loss)
+
+
+def test_alpha_zero_builds_no_expander() -> None:
+    method = build("vicregl", alpha=0.0)
+    assert not any(key.startswith("head.") for key in method.state_dict())
+    assert all(not key.startswith("global_") for key in method(random_batch()).terms)
+
+
+def test_a_flip_changes_location_matches_only_where_the_preset_knows_flips() -> None:
+    batch = random_batch()
+    unflipped = random_batch()
+    for view in unflipped.views:
+        view.flip.zero_()
+    assert batch.views[0].flip.any() or batch.views[1].flip.any()
+    for preset, changes in (("ours", True), ("official", False)):
+        # A map of 4 x 4 has 16 cells, below the published 20.
+        method = build("vicregl", preset=preset, local={"gamma": [8, 4], "matching": "location"}).eval()
+        assert (method(batch).loss.item() != method(unflipped).loss.item()) is changes
+
+
+def test_terms_can_be_switched_off() -> None:
+    terms = build("vicregl", terms="vi", local_terms="i")(random_batch()).terms
+    assert set(terms) == {
+        "global_invariance",
+        "global_variance",
+        "location_invariance",
+        "feature_invariance",
+    }
+
+
+def test_heads_follow_the_backbones_norm() -> None:
+    batch_norm = HeadConfig([8, 8, 8]).build(TinyBackbone(norm="batch"))
+    layer_norm = HeadConfig([8, 8, 8]).build(TinyBackbone(norm="layer"))
+    assert sum(isinstance(m, torch.nn.BatchNorm1d) for m in batch_norm) == 2
+    assert sum(isinstance(m, torch.nn.LayerNorm) for m in layer_norm) == 2
+    assert batch_norm[-1].bias is None
+
+
+def test_cells_are_embedded_in_raster_order() -> None:
+    head = MLP(3, (4, 2), "layer")
+    maps = torch.randn(2, 3, 4, 5)
+    embedded = embed_cells(head, maps)
+    assert embedded.shape == (2, 20, 2)
+    torch.testing.assert_close(embedded[1, 7], head(maps[1, :, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vicregl", {"alpha": 1.5}, "alpha must lie between 0 and 1, not 1.5"),
+        ("vicregl", {"alfa": 0.5}, "unknown key 'method.alfa': did you mean 'alpha'"),
+        ("vicregl", {"alpha": "much"}, "method.alpha"),
+        ("vicregl", {"preset": "papr"}, "did you mean 'paper'"),
+        ("vicregl", {"local": {"matching": "sideways"}}, "unknown local.matching 'sideways'"),
+        ("vicreg", {"terms": "xyz"}, "terms must be i, vi, ic or vic"),
+        ("vicreg", {"expander": {"widths": []}}, "widths must be positive"),
+        ("simclr", {"temperature": 0.0}, "temperature must be positive"),
+        ("simclr_l", {"local_projector": {"widths": [4], "norm": "group"}}, "norm must be"),
+    ],
+)
+def test_bad_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(name, **options)
+
+
+def test_gamma_above_the_cells_is_refused_before_work() -> None:
+    method = build("vicregl", local={"gamma": [20, 4]})
+    method.check([(7, 7), (7, 7), (3, 3)], num_large=2)
+    with pytest.raises(UserError, match="20 pairs asked of a large view whose map has 4x4 = 16 cells"):
+        method.check([(4, 4), (4, 4)], num_large=2)
+    with pytest.raises(UserError, match="at least two views"):
+        method.check([(7, 7)], num_large=1)
+
+
+def test_the_python_interface_reads_well() -> None:
+    method = VICRegL(VICRegLConfig(alpha=0.9, expander=HeadConfig([16, 16, 16])), TinyBackbone())
+    assert method.alpha == 0.9
+    assert method.config.local.gamma == [0.41, 0.41]
