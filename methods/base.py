@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from ssl_toolkit.methods.heads import MLP, embed_cells
+from ssl_toolkit.methods.local import CellMap, LocalConfig, LocalCriterion, total
 from torch import Tensor, nn
 
 from ssl_toolkit.backbones.base import Backbone
 from ssl_toolkit.criteria import Criterion, Terms
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.methods.heads import MLP, embed_cells
-from ssl_toolkit.methods.local import CellMap, LocalConfig, LocalCriterion, total
 from ssl_toolkit.registry import Registry
 from ssl_toolkit.views.batch import ViewBatch
 
 
 class MethodOutput(NamedTuple):
-    """``loss`` is a float32 scalar with a graph; ``terms`` are detached, weighted parts of it; ``pooled`` is ``(B, C)``,
-    the detached representations of the first view, for probes and monitors."""
+    """``loss`` is a float32 scalar with a graph; ``terms`` are detached, weighted parts of it; ``pooled`` ``(B, C)``
+    are the detached representations of the first view, for probes and monitors."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -75,8 +75,8 @@ class HeadConfig:
 class JointEmbedding(Method):
     """Embeddings of all views compared by one criterion, globally and, if asked, cell by cell.
 
-    ``loss = alpha * global + (1 - alpha) * local`` (VICRegL Eq. 4); without a local criterion the loss is the global one. Each
-    view goes through the network by itself, so BatchNorm statistics are per view, as in the VICReg code.
+    ``loss = alpha * global + (1 - alpha) * local`` (VICRegL Eq. 4); without a local criterion the loss is the global
+    one. Each view goes through the network by itself, so BatchNorm statistics are per view, as in the VICReg code.
 
     Args:
         backbone: gives ``Features(maps, pooled)``.
@@ -154,6 +154,6 @@ class JointEmbedding(Method):
                 kept = self.local.kept_pairs(kind, large, min(view, 1), height * width)
                 if kept is not None and kept > height * width:
                     raise UserError(
-                        f"method.local.{key}: {kept} pairs asked of a {'large' if large else 'small'} view whose map has "
-                        f"{height}x{width} = {height * width} cells; lower it, or give a share below 1, or 0 for all"
+                        f"method.local.{key}: {kept} pairs asked of a {'large' if large else 'small'} view whose map "
+                        f"has {height}x{width} = {height * width} cells; lower it, or give a share below 1, or 0 for all"
                     )

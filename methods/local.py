@@ -32,11 +32,11 @@ class LocalConfig:
     Attributes:
         matching: ``location`` (L_s, Eq. 2), ``feature`` (L_d, Eq. 3), ``both`` or ``none``.
         location_weight, feature_weight: factors on L_s and L_d.
-        gamma: pairs that location matching keeps, by [large, small] view: a number of pairs, a share of the cells where it is
-            below 1, or 0 for all.
+        gamma: pairs that location matching keeps, by [large, small] view: a number of pairs, a share of the cells
+            where it is below 1, or 0 for all.
         feature_gamma: the same for feature matching.
-        gamma_by: ``size`` takes gamma by the size of the query view, ``argument`` gives the first value to the first view of a
-            pair and the second to the other, as the published code does whatever their sizes.
+        gamma_by: ``size`` takes gamma by the size of the query view, ``argument`` gives the first value to the first
+            view of a pair and the second to the other, as the published code does whatever their sizes.
         flip_aware: whether the location grid of a flipped view runs from right to left.
         sum_directions: True adds the two directions of a match (Eq. 4), False averages them.
         order: slots in ``raster`` or ``distance`` order; variance and covariance are computed per slot.
@@ -71,7 +71,8 @@ class LocalConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Flip-aware; gamma the paper's share of any map (20 of 7 x 7, 4 of 3 x 3); feature matches unfiltered, which measured
+    # Flip-aware; gamma the paper's share of any map (20 of 7 x 7, 4 of 3 x 3); feature matches unfiltered, which
+    # measured
     # better than top-gamma.
     "ours": {
         "gamma": [0.41, 0.41],
@@ -129,9 +130,9 @@ class CellMap:
 class LocalCriterion:
     """Compares matched local vectors of every pair of views by the criterion it is given.
 
-    A pair's loss is, for each kind of matching, the criterion on (x, its matches in y) and on (y, its matches in x), averaged
-    or added by ``sum_directions``. Pairs of a large view with any other view are averaged, which for two views gives Eq. 4
-    exactly (Eq. 5 as printed counts the two large views twice).
+    A pair's loss is, for each kind of matching, the criterion on (x, its matches in y) and on (y, its matches in x),
+    averaged or added by ``sum_directions``. Pairs of a large view with any other view are averaged, which for two
+    views gives Eq. 4 exactly (Eq. 5 as printed counts the two large views twice).
 
     Args:
         config: fully resolved (`resolve`).

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ssl_toolkit.backbones.base import Backbone
-from ssl_toolkit.criteria import ContrastiveCriterion
 from ssl_toolkit.methods.base import METHODS, HeadConfig, JointEmbedding
 from ssl_toolkit.methods.local import LocalConfig, resolve
 from ssl_toolkit.methods.simclr import SimCLRConfig
+
+from ssl_toolkit.backbones.base import Backbone
+from ssl_toolkit.criteria import ContrastiveCriterion
 
 
 @dataclass
@@ -40,7 +41,7 @@ class SimCLRLConfig(SimCLRConfig):
 
 @METHODS.register("simclr_l", SimCLRLConfig)
 class SimCLRL(JointEmbedding):
-    """SimCLR with VICRegL's local matching (VICRegL, Table 4): each matched slot contrasts its vectors over the batch."""
+    """SimCLR with VICRegL's local matching (VICRegL, Table 4): each slot contrasts its vectors over the batch."""
 
     def __init__(self, config: SimCLRLConfig, backbone: Backbone) -> None:
         assert config.local_temperature is not None

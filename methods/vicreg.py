@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ssl_toolkit.backbones.base import Backbone
-from ssl_toolkit.criteria import VICRegCriterion
 from ssl_toolkit.methods.base import METHODS, HeadConfig, JointEmbedding
 from ssl_toolkit.methods.local import sums_sides
+
+from ssl_toolkit.backbones.base import Backbone
+from ssl_toolkit.criteria import VICRegCriterion
 
 
 def criterion_of(terms: str, config: VICRegConfig) -> VICRegCriterion:
@@ -31,7 +32,8 @@ class VICRegConfig:
     """Options of VICReg.
 
     Attributes:
-        expander: the head; 8192-8192-8192 in the paper (ResNet-50, batch 2048), whose weights dominate the memory of a small run.
+        expander: the head; 8192-8192-8192 in the paper (ResNet-50, batch 2048), whose weights dominate the memory of a
+            small run.
         invariance, variance, covariance: coefficients lambda, mu, nu (25, 25, 1).
         terms: which of them the global criterion uses.
         preset: ``ours`` and ``official`` average variance and covariance over views, ``paper`` adds both sides (Eq. 1).

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from ssl_toolkit import evaluation, reporting, training
-from ssl_toolkit.config import compose_config, is_sweep, parse
+from ssl_toolkit import evaluation, training
+from ssl_toolkit.backbones import BackboneConfig
+from ssl_toolkit.config import compose_config, expand, is_sweep, parse
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.registry import typed
+from ssl_toolkit.reporting.compare import compare as compare_runs
+from ssl_toolkit.reporting.report import write_comparison_report, write_report
 
 # What may differ when a run is resumed: how fast it goes, not what it computes.
 RESUMABLE = ("trainer.workers", "trainer.log_every")
@@ -25,7 +28,7 @@ def pretrain(overrides: Sequence[str], multirun: bool, console: Console) -> int:
         raise UserError("an option has several values; add -m for one run per combination")
     config = compose_config("pretrain", overrides)
     run = _resume(config, overrides, console) if config.run else training.pretrain(config, console)
-    reporting.write_report(run)
+    write_report(run)
     _where(run, console)
     return 0
 
@@ -54,20 +57,6 @@ def _resume(config: DictConfig, overrides: Sequence[str], console: Console) -> P
     return training.resume(run, saved, console)
 
 
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """Every combination of the values of a sweep, as Hydra's basic sweeper makes them."""
-    lists = []
-    for override in overrides:
-        parsed = parse(override)
-        key = parsed.get_key_element()
-        lists.append(
-            [f"{key}={value}" for value in parsed.sweep_string_iterator()]
-            if parsed.is_sweep_override()
-            else [override]
-        )
-    return [list(job) for job in itertools.product(*lists)]
-
-
 def _sweep(overrides: Sequence[str], console: Console) -> int:
     jobs = expand(overrides)
     for job in jobs:  # all of them before any work is done
@@ -77,16 +66,14 @@ def _sweep(overrides: Sequence[str], console: Console) -> int:
         console.rule(f"{number} of {len(jobs)}: {' '.join(job)}")
         try:
             run = training.pretrain(compose_config("pretrain", job), console)
-            reporting.write_report(run)
+            write_report(run)
             finished.append(run)
         except UserError as error:
             failed.append(f"{' '.join(job)}: {error}")
             console.print(f"failed: {error}", highlight=False, markup=False, soft_wrap=True)
     if finished:
         names = " ".join(map(str, finished))
-        console.print(
-            f"\nruns     {names}\nnext     ssl-toolkit compare {names}", highlight=False, soft_wrap=True
-        )
+        console.print(f"\nruns     {names}\nnext     ssl-toolkit compare {names}", highlight=False, soft_wrap=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed; the first: {failed[0]}")
     return 0
@@ -97,24 +84,72 @@ def evaluate(protocols: str, overrides: Sequence[str], console: Console) -> int:
     names = [name.strip() for name in protocols.split(",") if name.strip()]
     if any("=" in name for name in names):
         raise UserError(f"name the protocols first: ssl-toolkit eval knn,linear {protocols}")
-    config = compose_config("eval", overrides)
-    source, data, out = evaluation.load_source(config, given=[parse(o).key_or_group for o in overrides])
+    config, data = _eval_config(overrides)
+    source, out = _eval_source(config, data)
     results = evaluation.evaluate(names, source, data, config, out)
     console.print(evaluation.summary_table(results))
     console.print(f"results  {out}", highlight=False, soft_wrap=True)
     return 0
 
 
-def compare(
-    runs: Sequence[str], html: str | None, csv: str | None, markdown: str | None, console: Console
-) -> int:
+def _eval_config(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
+    """The eval config and the data to evaluate on: the group ``data=``, else the run's own with its overrides."""
+    parsed = [parse(override) for override in overrides]
+    given = {o.key_or_group for o in parsed}
+    if "data" in given:
+        config = compose_config("eval", overrides)
+        return config, config.data
+    plain = [o.input_line for o in parsed if not o.key_or_group.startswith("data.") and o.input_line]
+    config = compose_config("eval", plain)
+    if config.run is None:
+        raise UserError("say what to evaluate on: data=digit_scenes, or data=folder data.root=PATH")
+    saved = training.read_run_config(Path(config.run)).data
+    config = compose_config("eval", [f"data={saved.name}", *overrides])
+    data = saved.copy()
+    for key in given:
+        if key.startswith("data."):
+            OmegaConf.update(data, key.removeprefix("data."), OmegaConf.select(config, key))
+    return config, data
+
+
+def _eval_source(config: DictConfig, data: DictConfig) -> tuple[evaluation.Source, Path]:
+    """What is evaluated, and the folder for its results."""
+    backbone = config.get("backbone")
+    expect = None if backbone is None else typed(BackboneConfig, backbone, "backbone")
+    if config.run is not None and config.checkpoint is not None:
+        raise UserError("give run= or checkpoint=, not both")
+    if config.run is not None:
+        run = Path(config.run)
+        source, out = evaluation.run_source(run, expect), run / "results"
+    elif config.checkpoint is not None:
+        path = Path(config.checkpoint)
+        source, out = evaluation.file_source(path, expect), path.parent / f"{path.stem}-results"
+    elif expect is not None:
+        source = evaluation.untrained_source(expect, data, config.seed)
+        out = Path(f"untrained-{expect.name}-results")
+    else:
+        raise UserError("say what to evaluate: run=FOLDER, checkpoint=FILE, or backbone=NAME for an untrained one")
+    return source, Path(config.out) if config.out is not None else out
+
+
+def compare(runs: Sequence[str], html: str | None, csv: str | None, markdown: str | None, console: Console) -> int:
     """``ssl-toolkit compare``: a table of results and of what differs in the configs."""
-    raise NotImplementedError
+    comparison = compare_runs(runs)
+    comparison.print(console)
+    if csv:
+        comparison.write_csv(Path(csv))
+    if markdown:
+        comparison.write_markdown(Path(markdown))
+    if html:
+        write_comparison_report([Path(run) for run in runs], Path(html), "Comparison of runs", "")
+    for path in filter(None, (csv, markdown, html)):
+        console.print(f"written  {path}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def report(run: str, console: Console) -> int:
     """``ssl-toolkit report``: rebuild the report of a run from its files."""
-    console.print(f"report   {reporting.write_report(Path(run))}", highlight=False, soft_wrap=True)
+    console.print(f"report   {write_report(Path(run))}", highlight=False, soft_wrap=True)
     return 0
 
 

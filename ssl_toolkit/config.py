@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -103,7 +104,7 @@ def leaf_keys(config: DictConfig, prefix: str = "") -> list[str]:
     keys: list[str] = []
     for key in config:
         node = config._get_node(key)
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         if OmegaConf.is_dict(node) and not node._is_none():  # type: ignore[union-attr]
             keys += leaf_keys(node, f"{name}.")  # type: ignore[arg-type]
         else:
@@ -120,3 +121,15 @@ def override_of(key: str, value: object) -> str:
 def is_sweep(overrides: Sequence[str]) -> bool:
     """Whether an override has several values (``seed=0,1,2``), which needs ``-m``."""
     return any(parse(o).is_sweep_override() for o in overrides)
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of the values of a sweep, as Hydra's basic sweeper makes them."""
+    lists = []
+    for override in overrides:
+        parsed = parse(override)
+        key = parsed.get_key_element()
+        lists.append(
+            [f"{key}={value}" for value in parsed.sweep_string_iterator()] if parsed.is_sweep_override() else [override]
+        )
+    return [list(job) for job in itertools.product(*lists)]

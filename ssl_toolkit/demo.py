@@ -9,17 +9,18 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from ssl_toolkit import evaluation, reporting, training
+from ssl_toolkit import evaluation, training
 from ssl_toolkit.config import compose_config, is_sweep, override_of, parse
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.training.run import new_run_folder
+from ssl_toolkit.reporting.compare import compare as compare_runs
+from ssl_toolkit.reporting.report import write_comparison_report, write_report
 
 PROTOCOLS = ("knn", "linear", "segmentation")
 METHODS = ("vicreg", "vicregl")
 INTRO = (
-    "Two small networks were pretrained without labels on handwritten digits pasted on photographs, one by VICReg (a global "
-    "criterion only) and one by VICRegL (global and local), and compared with the same network untrained. All are frozen: kNN and "
-    "linear classification use the pooled features, linear segmentation the last feature map."
+    "Two small networks were pretrained without labels on handwritten digits pasted on photographs, one by VICReg "
+    "(a global criterion only) and one by VICRegL (global and local), and compared with the same network untrained. "
+    "All are frozen: kNN and linear classification use the pooled features, linear segmentation the last feature map."
 )
 
 
@@ -49,7 +50,7 @@ def run_demo(overrides: Sequence[str], console: Console) -> Path:
     """
     start = time.monotonic()
     configs = _configs(overrides, Path("runs"))
-    folder = new_run_folder(Path("runs"), time.strftime("demo-%Y%m%d-%H%M%S"))
+    folder = training.new_run_folder(Path("runs"), time.strftime("demo-%Y%m%d-%H%M%S"))
     configs = _configs(overrides, folder)
     options = compose_config("eval")
     data = configs["vicreg"].data
@@ -58,21 +59,19 @@ def run_demo(overrides: Sequence[str], console: Console) -> Path:
     untrained = evaluation.untrained_source(configs["vicreg"].backbone, data, seed=configs["vicreg"].seed)
     baseline = folder / "untrained"
     baseline.mkdir()
-    training.write_baseline_config(baseline, configs["vicreg"])
+    training.write_baseline_files(baseline, configs["vicreg"])
     evaluation.evaluate(PROTOCOLS, untrained, data, options, baseline / "results")
     runs = [baseline]
     for name in METHODS:
         console.rule(f"pretraining with {name}")
         run = training.pretrain(configs[name], console)
         evaluation.evaluate(PROTOCOLS, evaluation.run_source(run), data, options, run / "results")
-        reporting.write_report(run)
+        write_report(run)
         runs.append(run)
-    comparison = reporting.compare(runs)
+    comparison = compare_runs(runs)
     console.rule("results")
-    console.print(comparison.table())
-    report = reporting.write_comparison_report(
-        runs, folder / "report.html", "VICReg and VICRegL on digit scenes", INTRO
-    )
+    comparison.print(console)
+    report = write_comparison_report(runs, folder / "report.html", "VICReg and VICRegL on digit scenes", INTRO)
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     console.print(f"took     {minutes} min {seconds:02d} s\nreport   {report}", highlight=False, soft_wrap=True)
     return folder

@@ -20,8 +20,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be written or the disk is full; ``path`` keeps what it had.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)
     except OSError as error:

@@ -80,9 +80,7 @@ class Bar:
         if self._live is not None:
             self._live.stop()
         elif self.done > self._start_done:
-            self.log(
-                f"{self.title}: {self.done}/{self.total} in {_clock(seconds)} ({self.rate:,.0f} {self.unit}/s)"
-            )
+            self.log(f"{self.title}: {self.done}/{self.total} in {_clock(seconds)} ({self.rate:,.0f} {self.unit}/s)")
 
 
 @contextmanager

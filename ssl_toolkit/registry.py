@@ -23,9 +23,7 @@ def typed(schema: type[S], options: Mapping[str, Any] | DictConfig, where: str) 
         UserError: an unknown key, a missing one, or a value of the wrong type or out of range.
     """
     try:
-        plain = OmegaConf.create(
-            OmegaConf.to_container(options) if OmegaConf.is_config(options) else dict(options)
-        )
+        plain = options if isinstance(options, DictConfig) else OmegaConf.create(dict(options))
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
         result = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
@@ -80,7 +78,7 @@ class Registry(Generic[T]):
 
     def options(self, config: Mapping[str, Any] | DictConfig) -> Any:
         """The typed options of ``config``, whose key ``name`` says which entry they belong to."""
-        values = dict(config)
+        values: dict[str, Any] = {str(key): value for key, value in config.items()}
         if "name" not in values:
             raise UserError(f"{self.kind}: 'name' is missing; valid: {', '.join(self.names())}")
         entry = self.entry(str(values.pop("name")))
@@ -88,4 +86,5 @@ class Registry(Generic[T]):
 
     def build(self, config: Mapping[str, Any] | DictConfig, **context: Any) -> T:
         """The part that ``config`` describes."""
-        return self.entry(str(dict(config).get("name", ""))).factory(self.options(config), **context)
+        options = self.options(config)
+        return self.entry(str(config["name"])).factory(options, **context)

@@ -43,9 +43,7 @@ def random_batch(
         box = torch.cat((corner, corner + 10 + torch.rand(batch, 2, generator=generator) * 30), dim=1)
         image = torch.randn(batch, 3, size, size, generator=generator).to(dtype)
         views.append(View(image, box, torch.rand(batch, generator=generator) < 0.5))
-    return ViewBatch(
-        tuple(views), num_large, torch.tensor([[80.0, 120.0]]).expand(batch, 2), torch.arange(batch)
-    )
+    return ViewBatch(tuple(views), num_large, torch.tensor([[80.0, 120.0]]).expand(batch, 2), torch.arange(batch))
 
 
 def quick_overrides(runs: Path, method: str = "vicregl") -> list[str]:

@@ -4,7 +4,14 @@ from ssl_toolkit.criteria.distributed import gather_batch, world_size
 from ssl_toolkit.criteria.families import ContrastiveCriterion, Criterion, Terms, VICRegCriterion, view_pairs
 from ssl_toolkit.criteria.ntxent import nt_xent
 from ssl_toolkit.criteria.precision import full_precision, no_autocast
-from ssl_toolkit.criteria.vicreg import check_pair, covariance, invariance, std_of, variance
+from ssl_toolkit.criteria.vicreg import (
+    check_pair,
+    covariance,
+    invariance,
+    std_of,
+    variance,
+    variance_covariance,
+)
 
 __all__ = [
     "ContrastiveCriterion",
@@ -20,6 +27,7 @@ __all__ = [
     "nt_xent",
     "std_of",
     "variance",
+    "variance_covariance",
     "view_pairs",
     "world_size",
 ]

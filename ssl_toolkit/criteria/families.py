@@ -12,7 +12,13 @@ from torch import Tensor
 from ssl_toolkit.criteria.distributed import gather_batch
 from ssl_toolkit.criteria.ntxent import nt_xent
 from ssl_toolkit.criteria.precision import full_precision, no_autocast
-from ssl_toolkit.criteria.vicreg import check_pair, covariance, invariance, variance
+from ssl_toolkit.criteria.vicreg import (
+    check_pair,
+    covariance,
+    invariance,
+    variance,
+    variance_covariance,
+)
 
 Terms = dict[str, Tensor]
 
@@ -41,14 +47,23 @@ class VICRegCriterion:
     Attributes:
         invariance, variance, covariance: coefficients; a term of weight 0 is not computed.
         sum_sides: True adds the variance and covariance of both sides of a pair, as in the papers' equations (VICRegL
-            Eq. 1). False averages them, as in the published VICRegL code; its average for the global criterion is over the
-            views, so that small views count like large ones.
+            Eq. 1). False averages them, as in the published VICRegL code; its average for the global criterion is over
+            the views, so that small views count like large ones.
     """
 
     invariance: float = 25.0
     variance: float = 25.0
     covariance: float = 1.0
     sum_sides: bool = False
+
+    def _spread(self, x: Tensor) -> Terms:
+        """Weighted variance and covariance of each group, those that have a weight."""
+        if self.variance and self.covariance:
+            var, cov = variance_covariance(x)
+            return {"variance": self.variance * var, "covariance": self.covariance * cov}
+        if self.variance:
+            return {"variance": self.variance * variance(x)}
+        return {"covariance": self.covariance * covariance(x)}
 
     def views(self, embeddings: Sequence[Tensor], num_large: int) -> Terms:
         """Invariance is the mean over ordered pairs; the others are the mean over views or over pairs of sums."""
@@ -67,13 +82,10 @@ class VICRegCriterion:
             counts = [sum(v in pair for pair in pairs) for v in range(len(embeddings))]
             shares = [c / sum(counts) if self.sum_sides else 1 / len(embeddings) for c in counts]
             scale = 2.0 if self.sum_sides else 1.0
-            joined = [gather_batch(e) for e in local]
-            if self.variance:
-                value = sum((s * variance(e) for s, e in zip(shares, joined)), start=local[0].new_zeros(()))
-                terms["variance"] = self.variance * scale * value
-            if self.covariance:
-                value = sum((s * covariance(e) for s, e in zip(shares, joined)), start=local[0].new_zeros(()))
-                terms["covariance"] = self.covariance * scale * value
+            spreads = [self._spread(gather_batch(e)) for e in local]
+            for name in spreads[0]:
+                parts = [share * spread[name] for share, spread in zip(shares, spreads)]
+                terms[name] = scale * torch.stack(parts).sum()
         return terms
 
     def pair(self, x: Tensor, y: Tensor) -> Terms:
@@ -87,11 +99,9 @@ class VICRegCriterion:
                 terms["invariance"] = self.invariance * invariance(x, y).mean()
             if not (self.variance or self.covariance):
                 return terms
-            x, y = gather_batch(x), gather_batch(y)
-            if self.variance:
-                terms["variance"] = self.variance * scale * (variance(x) + variance(y)).mean()
-            if self.covariance:
-                terms["covariance"] = self.covariance * scale * (covariance(x) + covariance(y)).mean()
+            # Both sides are groups alike: one pass over twice as many.
+            spread = self._spread(gather_batch(torch.cat((x, y))))
+            terms |= {name: scale * 2 * value.mean() for name, value in spread.items()}
         return terms
 
 
@@ -112,9 +122,7 @@ class ContrastiveCriterion:
             check_pair(embeddings[0], embeddings[1])
             joined = [gather_batch(full_precision(e)) for e in embeddings]
             values = [
-                (1 + (n < num_large)) * nt_xent(joined[m], joined[n], self.temperature)
-                for m, n in pairs
-                if m < n
+                (1 + (n < num_large)) * nt_xent(joined[m], joined[n], self.temperature) for m, n in pairs if m < n
             ]
             return {"contrastive": torch.stack(values).sum() / len(pairs)}
 

@@ -11,8 +11,8 @@ def nt_xent(x: Tensor, y: Tensor, temperature: float) -> Tensor:
     """Normalised temperature-scaled cross entropy over the 2N vectors of each group.
 
     Args:
-        x, y: ``(..., N, D)``; row i of ``x`` and row i of ``y`` are a positive pair, all other 2N - 2 vectors of the group
-            are negatives.
+        x, y: ``(..., N, D)``; row i of ``x`` and row i of ``y`` are a positive pair, all other 2N - 2 vectors of the
+            group are negatives.
         temperature: divides the cosine similarities.
 
     Returns:

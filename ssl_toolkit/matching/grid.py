@@ -18,9 +18,7 @@ class CellAxes(NamedTuple):
     def points(self) -> Tensor:
         """All centres in raster order, ``(B, H * W, 2)`` as (row, column)."""
         h, w = self.y.shape[1], self.x.shape[1]
-        grid = torch.stack(
-            (self.y[:, :, None].expand(-1, h, w), self.x[:, None, :].expand(-1, h, w)), dim=-1
-        )
+        grid = torch.stack((self.y[:, :, None].expand(-1, h, w), self.x[:, None, :].expand(-1, h, w)), dim=-1)
         return grid.flatten(1, 2)
 
 
@@ -35,8 +33,8 @@ def cell_axes(box: Tensor, height: int, width: int, flip: Tensor | None = None) 
     Args:
         box: ``(B, 4)``, ``x0, y0, x1, y1`` in pixels of the seed image.
         height, width: of the feature map.
-        flip: ``(B,)`` bool; where true the crop was mirrored left to right, so columns run from right to left. None leaves
-            the grid unflipped, as the published VICRegL code does by default.
+        flip: ``(B,)`` bool; where true the crop was mirrored left to right, so columns run from right to left. None
+            leaves the grid unflipped, as the published VICRegL code does by default.
 
     Source: VICRegL, appendix, "spatial location"; the matrix P is permuted for flipped crops.
     """

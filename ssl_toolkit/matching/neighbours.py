@@ -1,6 +1,7 @@
 """Nearest neighbours between the cells of two feature maps, by location and by feature.
 
-No function here builds a graph: a match is a choice of indices, and gradients flow through the vectors picked with them.
+No function here builds a graph: a match is a choice of indices, and gradients flow through the vectors picked with
+    them.
 """
 
 from __future__ import annotations
@@ -43,17 +44,16 @@ def _keep_best(nearest: Tensor, distance: Tensor, gamma: int | None, order: str)
 
 
 @torch.no_grad()
-def location_matches(
-    query: CellAxes, key: CellAxes, gamma: int | None = None, order: str = "raster"
-) -> Matches:
+def location_matches(query: CellAxes, key: CellAxes, gamma: int | None = None, order: str = "raster") -> Matches:
     """Match each cell of ``query`` to the cell of ``key`` whose centre is closest in the seed image.
 
-    Rows and columns are searched apart, which is exact because squared distances add over the axes, and costs H * H' + W *
-    W' instead of their product. Nothing is matrix-multiplied: that shortcut loses up to 0.1 pixel in float32.
+    Rows and columns are searched apart, which is exact because squared distances add over the axes, and costs H * H' +
+    W * W' instead of their product. Nothing is matrix-multiplied: that shortcut loses up to 0.1 pixel in float32.
 
     Args:
         gamma: how many of the closest pairs to keep; None keeps all.
-        order: of the kept pairs: ``raster`` by query cell, ``distance`` closest first. Statistics per slot depend on it.
+        order: of the kept pairs: ``raster`` by query cell, ``distance`` closest first. Statistics per slot depend on
+            it.
 
     Source: VICRegL Eq. 2.
     """

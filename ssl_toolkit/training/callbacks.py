@@ -23,19 +23,21 @@ FIXED = ("step", "epoch", "loss", "lr", "images_per_second", "pooled_std")
 
 
 class MetricsFile(pl.Callback):
-    """Appends a row to ``metrics.csv`` every ``every`` steps: loss, its terms, learning rate, throughput, feature spread.
+    """Appends a row to ``metrics.csv`` every ``every`` steps: loss, terms, learning rate, throughput, feature spread.
 
-    A resumed run cuts the rows after the step it starts from, so that a curve never doubles back. A loss that is not finite
-    stops the run.
+    A resumed run cuts the rows after the step it starts from, so that a curve never doubles back. A loss that is not
+    finite stops the run.
 
     Args:
         path: of the file.
         every: steps between rows; the last step is always written.
         batch_size: global.
+        steps_per_epoch: for the column ``epoch``.
     """
 
-    def __init__(self, path: Path, every: int, batch_size: int) -> None:
+    def __init__(self, path: Path, every: int, batch_size: int, steps_per_epoch: int) -> None:
         self.path, self.every, self.batch_size = path, every, batch_size
+        self.steps_per_epoch = steps_per_epoch
         self._columns: list[str] = []
         self._since = (0, 0.0)
 
@@ -71,7 +73,7 @@ class MetricsFile(pl.Callback):
         self._since = (step, now)
         row = {
             "step": step,
-            "epoch": round(step / module.steps_per_epoch, 3),
+            "epoch": round(step / self.steps_per_epoch, 3),
             "loss": loss,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "images_per_second": (step - since) * self.batch_size / max(now - then, 1e-9),

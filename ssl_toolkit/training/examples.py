@@ -35,7 +35,8 @@ def save_match_examples(
 ) -> None:
     """Write where each cell of one large view is matched in the other, by location and by feature, on the CPU.
 
-    Feature matches are made in the space the method matches in (its local projector), or among the features themselves. The views are training views.
+    Feature matches are made in the space the method matches in (its local projector), or among the features
+    themselves. The views are training views.
 
     Args:
         path: of the ``.npz``; arrays are described in the reporting package.
@@ -57,9 +58,7 @@ def save_match_examples(
     axes = [cell_axes(view.box, m.shape[2], m.shape[3], view.flip) for view, m in zip((a, b), maps)]
     gamma = min(gamma, height * width)
     squared = squared_distances(vectors[0], vectors[1])
-    location = _dense(
-        location_matches(axes[0], axes[1]), location_matches(axes[0], axes[1], gamma), height * width
-    )
+    location = _dense(location_matches(axes[0], axes[1]), location_matches(axes[0], axes[1], gamma), height * width)
     feature = _dense(feature_matches(squared), feature_matches(squared, gamma), height * width)
     arrays: dict[str, np.ndarray] = {f"seed_{i}": dataset.image(index) for i, index in enumerate(indices)}
     for name, view in (("a", a), ("b", b)):

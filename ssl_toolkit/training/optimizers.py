@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +37,7 @@ class OptimizerConfig:
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, not {self.lr}")
         if min(self.weight_decay, self.warmup_epochs, self.final_factor) < 0 or self.final_factor > 1:
-            raise ValueError(
-                "weight_decay and warmup_epochs must not be negative, final_factor between 0 and 1"
-            )
+            raise ValueError("weight_decay and warmup_epochs must not be negative, final_factor between 0 and 1")
 
     def peak(self, batch_size: int) -> float:
         """The highest learning rate for a global batch of ``batch_size``."""
@@ -63,8 +60,8 @@ class SGDConfig(OptimizerConfig):
 
 @dataclass
 class LARSConfig(OptimizerConfig):
-    """LARS: each weight's step is scaled by ``trust_coefficient`` |w| / (|g| + weight_decay |w|). Biases and norms are not
-    adapted."""
+    """LARS: each weight's step is scaled by ``trust_coefficient`` |w| / (|g| + weight_decay |w|). Biases and norms
+    are not adapted."""
 
     momentum: float = 0.9
     trust_coefficient: float = 0.001
@@ -111,5 +108,3 @@ def cosine_schedule(step: int, warmup_steps: int, total_steps: int, final_factor
         return (step + 1) / (warmup_steps + 1)
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-

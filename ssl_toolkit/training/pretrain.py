@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from ssl_toolkit.backbones import Backbone, create_backbone, load_backbone, save_backbone
+from ssl_toolkit.backbones import Backbone, create_backbone, load_backbone, map_size, save_backbone
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.data.base import ImageDataset
 from ssl_toolkit.errors import UserError
@@ -70,9 +70,7 @@ class TrainerConfig:
                 f"batch_size {self.batch_size} is not divisible by {self.devices * self.num_nodes} processes"
             )
         if self.batch_size // (self.devices * self.num_nodes) < 2:
-            raise ValueError(
-                f"batch_size {self.batch_size}: batch statistics need at least 2 images a process"
-            )
+            raise ValueError(f"batch_size {self.batch_size}: batch statistics need at least 2 images a process")
 
 
 @dataclass
@@ -97,19 +95,6 @@ class Parts:
     def total_steps(self) -> int:
         """Optimization steps of the whole run."""
         return self.trainer.steps or self.trainer.epochs * self.steps_per_epoch
-
-
-def _map_sizes(backbone: Backbone, views: ViewsConfig) -> list[tuple[int, int]]:
-    """Sizes of the feature maps of every view, found by one image in evaluation mode (no statistics move)."""
-    channels = backbone.config.in_channels
-    training = backbone.training
-    backbone.eval()
-    with torch.no_grad():
-        shapes = {
-            size: backbone(torch.zeros(1, channels, size, size)).maps.shape for size in set(views.sizes())
-        }
-    backbone.train(training)
-    return [(shapes[size][2], shapes[size][3]) for size in views.sizes()]
 
 
 def _initialise(backbone: Backbone, path: Path) -> None:
@@ -137,16 +122,15 @@ def assemble(config: DictConfig) -> Parts:
             f"trainer.batch_size: {trainer.batch_size} images a step asked of a data set of {len(dataset)}; lower it"
         )
     if len(dataset.config.mean) != dataset.in_channels:
-        raise UserError(
-            f"data.mean has {len(dataset.config.mean)} values for images of {dataset.in_channels} channels"
-        )
+        raise UserError(f"data.mean has {len(dataset.config.mean)} values for images of {dataset.in_channels} channels")
     config.backbone.in_channels = dataset.in_channels
     torch.manual_seed(config.seed)
     backbone = create_backbone(config.backbone)
     if config.init is not None:
         _initialise(backbone, Path(config.init))
     method = METHODS.build(config.method, backbone=backbone)
-    sizes = _map_sizes(backbone, views)
+    shapes = {size: map_size(backbone, size) for size in set(views.sizes())}
+    sizes = [shapes[size] for size in views.sizes()]
     method.check(sizes, views.num_large)
     return Parts(config, trainer, views, dataset, method, device, dtype, sizes)
 
@@ -157,9 +141,7 @@ def describe(parts: Parts, console: Console) -> None:
     optimizer = OPTIMIZERS.options(config.optimizer)
     parameters = sum(p.numel() for p in parts.method.backbone.parameters())
     maps = ", ".join(dict.fromkeys(f"{h}x{w}" for h, w in parts.map_sizes))
-    details = [
-        f"{key} {value}" for key, value in config.method.items() if key in ("preset", "alpha", "temperature")
-    ]
+    details = [f"{key} {value}" for key, value in config.method.items() if key in ("preset", "alpha", "temperature")]
     local = config.method.get("local")
     if local is not None:
         details.append(f"matching {local.matching}")
@@ -167,8 +149,8 @@ def describe(parts: Parts, console: Console) -> None:
         ("method", f"{config.method.name} ({', '.join(details)})"),
         (
             "backbone",
-            f"{config.backbone.name}, {parameters / 1e6:.2f} M parameters, {parts.method.backbone.num_features} features, "
-            f"maps {maps}",
+            f"{config.backbone.name}, {parameters / 1e6:.2f} M parameters, "
+            f"{parts.method.backbone.num_features} features, maps {maps}",
         ),
         ("data", f"{config.data.name}, {len(parts.dataset):,} training images"),
         *(("views", f"{group.describe()} ({parts.views.engine} engine)") for group in parts.views.groups),
@@ -220,7 +202,7 @@ def _lightning_trainer(parts: Parts, run: Path, console: Console) -> pl.Trainer:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         callbacks=[
-            MetricsFile(run / "metrics.csv", trainer.log_every, batch_size),
+            MetricsFile(run / "metrics.csv", trainer.log_every, batch_size, parts.steps_per_epoch),
             TrainingBar(batch_size, str(parts.config.method.name), console),
             checkpoint,
         ],

@@ -71,6 +71,12 @@ def write_run_files(run: Path, config: DictConfig) -> None:
     write_json(run / "environment.json", environment())
 
 
+def write_baseline_files(run: Path, config: DictConfig) -> None:
+    """Make ``run`` the folder of an untrained backbone, so that it can be compared with runs."""
+    kept = {"method": {"name": "untrained"}, **{k: config[k] for k in ("backbone", "data", "seed")}}
+    write_run_files(run, OmegaConf.create(kept))
+
+
 def read_run_config(run: Path) -> DictConfig:
     """The resolved config of a run; a folder that is no run is a `UserError` that names it."""
     path = run / "config.yaml"

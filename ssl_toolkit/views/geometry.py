@@ -25,8 +25,8 @@ def random_window(
 ) -> Window:
     """A window of a random share of the area and a random aspect ratio (log-uniform).
 
-    After `ATTEMPTS` draws that do not fit, the largest central window within ``ratio`` is taken. The same distribution as
-    ``torchvision.transforms.RandomResizedCrop``; all draws are made at once.
+    After `ATTEMPTS` draws that do not fit, the largest central window within ``ratio`` is taken. The same distribution
+    as ``torchvision.transforms.RandomResizedCrop``; all draws are made at once.
     """
     areas = height * width * rng.uniform(scale[0], scale[1], ATTEMPTS)
     aspects = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), ATTEMPTS))

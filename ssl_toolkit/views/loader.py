@@ -78,7 +78,7 @@ class ViewLoader:
             ViewDataset(images, config, seed),
             batch_sampler=self.batches,  # type: ignore[arg-type]
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,

@@ -63,12 +63,10 @@ def grayscale(image: Pixels) -> Pixels:
 def gaussian_blur(image: Pixels, sigma: float) -> Pixels:
     """Gaussian blur with standard deviation ``sigma`` in pixels, edges reflected."""
     side = 2 * max(1, round(3 * sigma)) + 1
-    return cv2.GaussianBlur(image, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101).reshape(
-        image.shape
-    )
+    return cv2.GaussianBlur(image, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101).reshape(image.shape)
 
 
 def solarize(image: Pixels, threshold: int = 128) -> Pixels:
     """Invert the values of ``threshold`` and above."""
-    table = np.where(_LEVELS < threshold, _LEVELS, 255 - _LEVELS).astype(np.uint8)
+    table = np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS).astype(np.uint8)
     return _lookup(image, table)

@@ -51,24 +51,18 @@ class ViewGroup:
         for name in ("scale", "ratio", "blur_sigma"):
             values = getattr(self, name)
             if len(values) != 2 or not 0 < values[0] <= values[1]:
-                raise ValueError(
-                    f"{name} must be two positive numbers [low, high], low first, not {list(values)}"
-                )
+                raise ValueError(f"{name} must be two positive numbers [low, high], low first, not {list(values)}")
         if self.scale[1] > 1:
             raise ValueError(f"scale is a share of the image area, at most 1, not {list(self.scale)}")
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation must be {' or '.join(INTERPOLATIONS)}, not {self.interpolation!r}"
-            )
+            raise ValueError(f"interpolation must be {' or '.join(INTERPOLATIONS)}, not {self.interpolation!r}")
         for name in ("flip", "jitter", "gray"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, not {getattr(self, name)}")
         for name in ("blur", "solarize"):
             values = getattr(self, name)
             if not values or not all(0 <= v <= 1 for v in values):
-                raise ValueError(
-                    f"{name} must be a list of probabilities, one per position, not {list(values)}"
-                )
+                raise ValueError(f"{name} must be a list of probabilities, one per position, not {list(values)}")
         if min(self.brightness, self.contrast, self.saturation) < 0 or not 0 <= self.hue <= 0.5:
             raise ValueError("brightness, contrast and saturation must be >= 0 and hue between 0 and 0.5")
 
@@ -79,9 +73,7 @@ class ViewGroup:
     def describe(self) -> str:
         """One line: the whole chain."""
         kind = "large" if self.large else "small"
-        blur, solarize = (
-            "/".join(f"{self.at(v, i):g}" for i in range(self.count)) for v in (self.blur, self.solarize)
-        )
+        blur, solarize = ("/".join(f"{self.at(v, i):g}" for i in range(self.count)) for v in (self.blur, self.solarize))
         return (
             f"{self.count} {kind} views of {self.size} px: crop {self.scale[0]:g} to {self.scale[1]:g} of the area, "
             f"{self.interpolation}, flip {self.flip:g}, jitter {self.jitter:g} "

@@ -1,7 +1,7 @@
 """The ``torch`` engine: views made on the CPU, on every platform.
 
-Every view is a function of (seed, epoch, image): a batch does not depend on the number of workers, and a stopped run finds
-the same views again.
+Every view is a function of (seed, epoch, image): a batch does not depend on the number of workers, and a stopped run
+finds the same views again.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ def jitter(image: ops.Pixels, group: ViewGroup, rng: np.random.Generator) -> ops
     return image
 
 
-def photometric(
-    image: ops.Pixels, group: ViewGroup, position: int, rng: np.random.Generator
-) -> ops.Pixels:
+def photometric(image: ops.Pixels, group: ViewGroup, position: int, rng: np.random.Generator) -> ops.Pixels:
     """The group's chain in VICReg's order: jitter, gray, blur, solarize."""
     chance = rng.random(4)
     if chance[0] < group.jitter:
@@ -74,7 +72,7 @@ def photometric(
     if chance[1] < group.gray and image.shape[-1] == 3:
         image = ops.grayscale(image)
     if chance[2] < group.at(group.blur, position):
-        image = ops.gaussian_blur(image, rng.uniform(*group.blur_sigma))
+        image = ops.gaussian_blur(image, rng.uniform(group.blur_sigma[0], group.blur_sigma[1]))
     if chance[3] < group.at(group.solarize, position):
         image = ops.solarize(image)
     return image
@@ -106,9 +104,7 @@ class ViewDataset(torch.utils.data.Dataset[ViewBatch]):
 
     def _batch(self, keys: Sequence[tuple[int, int]]) -> ViewBatch:
         count, channels = len(keys), self.images.in_channels
-        pixels = [
-            np.empty((count, group.size, group.size, channels), np.uint8) for group, _ in self.positions
-        ]
+        pixels = [np.empty((count, group.size, group.size, channels), np.uint8) for group, _ in self.positions]
         boxes = np.empty((len(self.positions), count, 4), np.float32)
         flips = np.empty((len(self.positions), count), bool)
         sizes = np.empty((count, 2), np.float32)
@@ -122,11 +118,9 @@ class ViewDataset(torch.utils.data.Dataset[ViewBatch]):
             View(torch.from_numpy(p).permute(0, 3, 1, 2), torch.from_numpy(b), torch.from_numpy(f))
             for p, b, f in zip(pixels, boxes, flips)
         )
-        label = (
-            None if self.images.classes is None else torch.tensor([self.images.label(i) for _, i in keys])
-        )
-        index = torch.tensor([i for _, i in keys])
-        return ViewBatch(views, self.config.num_large, torch.from_numpy(sizes), index, label)
+        label = None if self.images.classes is None else torch.tensor([self.images.label(i) for _, i in keys])
+        positions = torch.tensor([i for _, i in keys])
+        return ViewBatch(views, self.config.num_large, torch.from_numpy(sizes), positions, label)
 
     def _view(
         self, image: ops.Pixels, view: int, rng: np.random.Generator

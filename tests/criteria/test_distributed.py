@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ssl_toolkit.methods import METHODS, Method
 from torch import nn
 
 from ssl_toolkit.criteria import gather_batch
-from ssl_toolkit.methods import METHODS, Method
 from ssl_toolkit.views.batch import ViewBatch
 from tests.helpers import TinyBackbone, random_batch
 
@@ -72,13 +72,9 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-@pytest.mark.parametrize(
-    ("case", "world"), [*((case, 2) for case in sorted(CASES)), ("vicregl", 3), ("simclr_l", 3)]
-)
+@pytest.mark.parametrize(("case", "world"), [*((case, 2) for case in sorted(CASES)), ("vicregl", 3), ("simclr_l", 3)])
 def test_processes_equal_one_process(case: str, world: int, tmp_path: Path) -> None:
-    mp.start_processes(
-        worker, (world, free_port(), case, str(tmp_path)), nprocs=world, start_method="fork"
-    )
+    mp.start_processes(worker, (world, free_port(), case, str(tmp_path)), nprocs=world, start_method="fork")
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     loss, grads = gradients(make_method(case), joined_batch(world))
     assert result["loss"].item() == pytest.approx(loss, rel=1e-10)

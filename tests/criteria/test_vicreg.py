@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_toolkit.criteria import VICRegCriterion, covariance, invariance, variance, view_pairs
+from ssl_toolkit.criteria import (
+    VICRegCriterion,
+    covariance,
+    invariance,
+    variance,
+    variance_covariance,
+    view_pairs,
+)
 
 
 def loop_variance(x: Tensor) -> float:
@@ -51,6 +58,9 @@ def test_terms_equal_loops(n: int, d: int, generator: torch.Generator) -> None:
         assert variance(x)[g].item() == pytest.approx(loop_variance(x[g]), rel=1e-10)
         assert covariance(x)[g].item() == pytest.approx(loop_covariance(x[g]), rel=1e-9)
         assert invariance(x, y)[g].item() == pytest.approx(loop_invariance(x[g], y[g]), rel=1e-12)
+    both = variance_covariance(x)
+    assert torch.equal(both[0], variance(x))
+    assert torch.equal(both[1], covariance(x))
 
 
 @pytest.mark.parametrize(("n", "d"), [(5, 3), (4, 9)])

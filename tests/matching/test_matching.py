@@ -23,9 +23,7 @@ def loop_centres(box: list[float], height: int, width: int, flip: bool) -> list[
     for row in range(height):
         for column in range(width):
             across = (width - 1 - column) if flip else column
-            cells.append(
-                (y0 + (row + 0.5) * (y1 - y0) / height, x0 + (across + 0.5) * (x1 - x0) / width)
-            )
+            cells.append((y0 + (row + 0.5) * (y1 - y0) / height, x0 + (across + 0.5) * (x1 - x0) / width))
     return cells
 
 
@@ -46,9 +44,7 @@ def test_location_matches_equal_brute_force(
     for b in range(3):
         query = loop_centres(BOXES[b], *sizes[0], flips[0])
         key = loop_centres(OTHERS[b], *sizes[1], flips[1])
-        torch.testing.assert_close(
-            axes[0].points()[b], torch.tensor(query, dtype=torch.float64), rtol=1e-12, atol=1e-9
-        )
+        torch.testing.assert_close(axes[0].points()[b], torch.tensor(query, dtype=torch.float64), rtol=1e-12, atol=1e-9)
         for p, place in enumerate(query):
             distances = [math.dist(place, other) for other in key]
             assert matches.distance[b, p].item() == pytest.approx(min(distances))

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from ssl_toolkit.methods.local import PRESETS, CellMap, LocalConfig, LocalCriterion, resolve, total
 from torch import Tensor
 
 from ssl_toolkit.criteria import ContrastiveCriterion, Criterion, VICRegCriterion
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.matching import cell_axes
-from ssl_toolkit.methods.local import PRESETS, CellMap, LocalConfig, LocalCriterion, resolve, total
 from ssl_toolkit.registry import typed
 
 Maps = list[tuple[Tensor, list[list[float]], list[bool], tuple[int, int], bool]]
@@ -57,9 +57,7 @@ def loop_loss(maps: Maps, preset: str, criterion: Criterion, kinds: list[str]) -
                 first = is_large if values["gamma_by"] == "size" else argument == 0
                 gamma = gammas[0 if first else 1]
                 cells = x.shape[1]
-                keep = (
-                    cells if gamma == 0 else round(gamma * cells) if gamma < 1 else min(int(gamma), cells)
-                )
+                keep = cells if gamma == 0 else round(gamma * cells) if gamma < 1 else min(int(gamma), cells)
                 rows_x, rows_y = [], []
                 for b in range(len(x)):
                     aware = values["flip_aware"]
@@ -78,8 +76,7 @@ def loop_loss(maps: Maps, preset: str, criterion: Criterion, kinds: list[str]) -
                     rows_y.append(torch.stack([y[b, q] for _, _, q in kept]))
                 slots_x, slots_y = torch.stack(rows_x, 1), torch.stack(rows_y, 1)
                 per_slot = [
-                    sum(v.item() for v in criterion.pair(a[None], c[None]).values())
-                    for a, c in zip(slots_x, slots_y)
+                    sum(v.item() for v in criterion.pair(a[None], c[None]).values()) for a, c in zip(slots_x, slots_y)
                 ]
                 share = 1.0 if values["sum_directions"] else 0.5
                 result += share * sum(per_slot) / len(per_slot)
@@ -93,9 +90,7 @@ def loop_loss(maps: Maps, preset: str, criterion: Criterion, kinds: list[str]) -
 def test_every_preset_equals_loops(preset: str, sides: list[tuple[int, int]], family: str) -> None:
     maps = make_maps(sides, num_large=2)
     criterion: Criterion = (
-        VICRegCriterion(25, 25, 1, sum_sides=preset == "paper")
-        if family == "vicreg"
-        else ContrastiveCriterion(0.3)
+        VICRegCriterion(25, 25, 1, sum_sides=preset == "paper") if family == "vicreg" else ContrastiveCriterion(0.3)
     )
     for matching, kinds in (("location", ["location"]), ("feature", ["feature"])):
         config = resolve(LocalConfig(matching=matching), preset)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-
-from ssl_toolkit.errors import UserError
 from ssl_toolkit.methods import METHODS, Method, VICRegL, VICRegLConfig
 from ssl_toolkit.methods.base import HeadConfig
 from ssl_toolkit.methods.heads import MLP, embed_cells
+
+from ssl_toolkit.errors import UserError
 from tests.helpers import TinyBackbone, random_batch
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -52,9 +52,7 @@ def test_alpha_weighs_global_against_local(name: str, alpha: float) -> None:
 
 @pytest.mark.parametrize("options", [{"alpha": 1.0}, {"local": {"matching": "none"}}])
 @pytest.mark.parametrize(("plain", "local"), [("vicreg", "vicregl"), ("simclr", "simclr_l")])
-def test_without_local_terms_a_method_is_its_global_one(
-    plain: str, local: str, options: dict[str, Any]
-) -> None:
+def test_without_local_terms_a_method_is_its_global_one(plain: str, local: str, options: dict[str, Any]) -> None:
     expected = build(plain)
     method = build(local, **options)
     assert method.state_dict().keys() == expected.state_dict().keys()

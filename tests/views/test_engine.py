@@ -111,18 +111,16 @@ def test_windows_are_distributed_as_torchvisions() -> None:
     for column in range(4):
         a, b = np.sort(ours[:, column]), np.sort(theirs[:, column])
         grid = np.arange(501)
-        gap = np.abs(
-            np.searchsorted(a, grid, side="right") - np.searchsorted(b, grid, side="right")
-        ) / len(a)
+        gap = np.abs(np.searchsorted(a, grid, side="right") - np.searchsorted(b, grid, side="right")) / len(a)
         assert gap.max() < 0.044  # Kolmogorov-Smirnov at about one in a thousand
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 400), (400, 10), (50, 50)])
 def test_a_window_that_never_fits_falls_back_to_the_centre(height: int, width: int) -> None:
     window = random_window(np.random.default_rng(0), height, width, [1.0, 1.0], [0.9, 1.1])
-    assert 0 <= window.top
+    assert window.top >= 0
     assert window.top + window.height <= height
-    assert 0 <= window.left
+    assert window.left >= 0
     assert window.left + window.width <= width
     assert window.height >= 1
     assert window.width >= 1
@@ -165,9 +163,7 @@ def test_an_epoch_can_start_in_the_middle() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_gives_the_same_batches_with_any_workers(workers: int) -> None:
     config = views(ViewGroup(count=2, size=16))
-    loader = ViewLoader(
-        Ramps(), config, seed=0, batch_size=4, workers=workers, position=lambda: 6, pin_memory=False
-    )
+    loader = ViewLoader(Ramps(), config, seed=0, batch_size=4, workers=workers, position=lambda: 6, pin_memory=False)
     batches = list(loader)
     assert len(loader) == 5
     assert len(batches) == 4

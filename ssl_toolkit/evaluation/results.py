@@ -1,0 +1,105 @@
+"""What is kept of an evaluation, and how it is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+
+from ssl_toolkit.files import atomic_path, write_json
+
+LABELS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "miou": "mIoU",
+    "foreground_miou": "foreground mIoU",
+    "pixel_accuracy": "pixel accuracy",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One protocol on one data set, as written to ``<protocol>-<data>.json``.
+
+    Attributes:
+        source: name of what was evaluated.
+        metric: the key of ``metrics`` that stands for the protocol.
+        metrics: on the test split, in percent.
+        selected: hyper-parameters chosen on the validation split.
+        grid: every setting tried with its validation and test metric; None where it diverged.
+        details: further numbers, such as the IoU of each class (None where a class does not occur).
+        notes: what a reader of the numbers should know.
+        sizes: images in each split, and ``features``, the length of the pooled vector.
+        config: the options of the protocol.
+        backbone: the options of the backbone.
+        checkpoint: ``path`` and ``sha256`` of the weights, None for an untrained backbone.
+        input: mean, std, resize and size of the images, and the precision of the forward pass.
+        data_fingerprint: of the three splits.
+        seconds: of the protocol; ``extraction_seconds`` of the features, which the protocols share.
+        created: ISO 8601, UTC.
+    """
+
+    protocol: str
+    data: str
+    source: str
+    metric: str
+    metrics: dict[str, float]
+    selected: dict[str, Any]
+    grid: list[dict[str, Any]]
+    details: dict[str, Any]
+    notes: list[str]
+    sizes: dict[str, int]
+    config: dict[str, Any]
+    backbone: dict[str, Any]
+    checkpoint: dict[str, str | None]
+    input: dict[str, Any]
+    data_fingerprint: str
+    seconds: float
+    extraction_seconds: float
+    created: str
+    examples: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the JSON file holds: everything but ``examples``."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "examples"}
+
+    def write(self, folder: Path) -> Path:
+        """Write ``<protocol>-<data>.json`` (and ``-examples.npz`` where there are examples) into ``folder``.
+
+        Each file is written atomically; the path of the JSON is returned.
+        """
+        stem = f"{self.protocol}-{self.data}"
+        if self.examples:
+            with atomic_path(folder / f"{stem}-examples.npz") as temporary:
+                np.savez_compressed(temporary, **self.examples)  # type: ignore[arg-type]
+        path = folder / f"{stem}.json"
+        write_json(path, self.as_dict())
+        return path
+
+
+def summary_table(results: Sequence[Result]) -> Table:
+    """A row for each result: its metrics in percent, what was chosen on validation, and the sizes."""
+    table = Table(title="frozen features, percent on the test split", title_justify="left", title_style="dim")
+    table.add_column("protocol")
+    table.add_column("data")
+    table.add_column("backbone", overflow="fold")
+    table.add_column("result")
+    table.add_column("chosen on validation")
+    table.add_column("train / val / test", justify="right")
+    for result in results:
+        metrics = ", ".join(f"{LABELS.get(k, k)} {v:.1f}" for k, v in result.metrics.items())
+        chosen = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.selected.items())
+        sizes = " / ".join(f"{result.sizes[split]:,}" for split in ("train", "val", "test"))
+        table.add_row(*map(Text, (result.protocol, result.data, result.source, metrics, chosen, sizes)))
+    notes = [f"{result.protocol}: {note}" for result in results for note in result.notes]
+    if notes:
+        table.caption = "\n".join(notes)
+        table.caption_justify = "left"
+    return table

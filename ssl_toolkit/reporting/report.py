@@ -1,0 +1,268 @@
+"""One HTML file that shows a run, or several side by side, and needs nothing beside it to be opened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ssl_toolkit.files import write_text
+from ssl_toolkit.progress import track
+from ssl_toolkit.reporting import matches, plots
+from ssl_toolkit.reporting.compare import Comparison, compare, flatten, metric_title, show_options
+from ssl_toolkit.reporting.masks import VOID, SegmentationExamples, read_examples
+from ssl_toolkit.reporting.runs import Result, RunFolder, name_of
+
+MASK_COLUMNS = 4
+"""Examples in one figure of masks: as many as can be told apart on a phone."""
+
+MATCHES_SHOWN = 4
+
+
+@dataclass
+class Picture:
+    """A figure to be: ``draw`` makes it, ``uri`` holds it once drawn."""
+
+    alt: str
+    draw: Callable[[], Figure]
+    caption: str = ""
+    uri: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures that belong together, under a heading of their own if ``title`` is not empty."""
+
+    title: str
+    pictures: list[Picture]
+    legend: list[tuple[str, str]] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template fills in. Lists that are empty become a plain sentence there."""
+
+    title: str
+    intro: str
+    runs: list[RunFolder]
+    labels: list[str]
+    comparison: Comparison | None
+    bars: list[Picture]
+    curves: list[Picture]
+    matches: list[Group]
+    masks: list[Group]
+
+    def pictures(self) -> list[Picture]:
+        """Every picture on the page."""
+        groups = [*self.matches, *self.masks]
+        return [*self.bars, *self.curves, *(picture for group in groups for picture in group.pictures)]
+
+
+def write_report(run: Path | str) -> Path:
+    """Write ``report.html`` into a run folder: results, curves, matches, masks, config, environment.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: not a run folder, a broken file in it, or a folder that cannot be written.
+    """
+    folder = RunFolder.read(run)
+    page = Page(
+        title=folder.label,
+        intro="",
+        runs=[folder],
+        labels=[folder.label],
+        comparison=None,
+        bars=[],
+        curves=_curves([folder]),
+        matches=_matches([folder], [folder.label]),
+        masks=_masks([folder], [folder.label]),
+    )
+    return _write(page, folder.path / "report.html")
+
+
+def write_comparison_report(
+    runs: Sequence[Path | str], out: Path | str, title: str = "Comparison", intro: str = ""
+) -> Path:
+    """Write one page on several runs, deltas against the first.
+
+    Args:
+        out: the file to write; a name that does not end in ``.html`` is a folder for ``report.html``.
+        intro: plain text below the title, paragraphs separated by an empty line.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: as in `write_report` and `compare`.
+    """
+    comparison = compare(list(runs))
+    folders, labels = comparison.runs, comparison.labels
+    page = Page(
+        title=title,
+        intro=intro,
+        runs=folders,
+        labels=labels,
+        comparison=comparison,
+        bars=[_bar(comparison, i) for i in range(len(comparison.metrics))],
+        curves=_curves(folders),
+        matches=_matches(folders, labels),
+        masks=_masks(folders, labels),
+    )
+    out = Path(out)
+    return _write(page, out if out.suffix == ".html" else out / "report.html")
+
+
+def _write(page: Page, path: Path) -> Path:
+    pictures = page.pictures()
+    for picture in track(pictures, "report", len(pictures), "figures"):
+        picture.uri = plots.data_uri(picture.draw())
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals.update(facts=facts, metric_title=metric_title, options=show_options, flatten=flatten)
+    environment.globals.update(number=_number, chip=_chip, dashes=_dashes)
+    environment.globals.update(grid_columns=_grid_columns, environment_keys=_environment_keys)
+    source = resources.files("ssl_toolkit.reporting").joinpath("report.html").read_text(encoding="utf-8")
+    write_text(path, environment.from_string(source).render(page=page))
+    return path
+
+
+def facts(run: RunFolder) -> list[tuple[str, str]]:
+    """What a run was, in a few words each, and whether its loss ever stopped being a number."""
+    found = [(key, name_of(run.config.get(key))) for key in ("method", "backbone", "data", "seed")]
+    if not run.metrics or not len(run.metrics["step"]):
+        found.append(("training", "none logged"))
+        return [(key, value) for key, value in found if value]
+    found.append(("last step", f"{run.metrics['step'][-1]:,.0f}"))
+    loss = run.metrics.get("loss", np.empty(0))
+    if len(loss):
+        found.append(("last loss", f"{loss[-1]:.4g}"))
+    if not np.isfinite(loss).all():
+        found.append(("warning", f"the loss is not a number in {(~np.isfinite(loss)).sum()} of {len(loss)} rows"))
+    if "images_per_second" in run.metrics and len(run.curve("images_per_second")[1]):
+        found.append(("images/s", f"{np.median(run.curve('images_per_second')[1]):,.0f} (median)"))
+    return [(key, value) for key, value in found if value]
+
+
+def _number(value: float, digits: int = 1) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _chip(index: int) -> str:
+    """The colour of run ``index`` in every figure."""
+    return plots.series_style(index)[0]
+
+
+def _dashes(index: int) -> str:
+    """The line of run ``index`` as an SVG ``stroke-dasharray`` for a line 2.5 wide."""
+    return " ".join(f"{2.5 * length:g}" for length in plots.series_style(index)[1]) or "none"
+
+
+def _grid_columns(result: Result) -> list[str]:
+    """Columns of the table of everything a protocol tried."""
+    return list(dict.fromkeys(key for row in result.grid for key in flatten(row)))
+
+
+def _environment_keys(runs: Sequence[RunFolder]) -> list[str]:
+    return list(dict.fromkeys(key for run in runs for key in run.environment))
+
+
+def _bar(comparison: Comparison, metric: int) -> Picture:
+    values = ", ".join(
+        f"{label} {_number(value) or 'no result'}"
+        for label, value in zip(comparison.labels, comparison.values[:, metric])
+    )
+    return Picture(
+        f"{comparison.metrics[metric].title} in percent: {values}",
+        lambda: plots.metric_bars(comparison, metric),
+    )
+
+
+def _curves(runs: Sequence[RunFolder]) -> list[Picture]:
+    def picture(column: str) -> Picture:
+        ends = [
+            f"{run.label} ends at {run.curve(column)[1][-1]:.4g}"
+            for run in runs
+            if column in run.metrics and len(run.curve(column)[1])
+        ]
+        alt = f"{column.replace('_', ' ')} over training steps: {', '.join(ends)}"
+        return Picture(alt, lambda: plots.curve_panel(runs, column))
+
+    return [picture(column) for column in plots.curve_columns(runs)]
+
+
+def _matches(runs: Sequence[RunFolder], labels: Sequence[str]) -> list[Group]:
+    """A group for each run that saved matches, two pictures an example, one colour scale for all."""
+    found = [
+        (label, matches.read_matches(path))
+        for label, run in zip(labels, runs)
+        if (path := run.path / "examples" / "matches.npz").is_file()
+    ]
+    limit = matches.error_limit([e for _, examples in found for e in examples[:MATCHES_SHOWN]])
+
+    def picture(example: matches.MatchExample, kind: matches.Kind) -> Picture:
+        said = matches.describe(example, kind)
+        return Picture(
+            f"Matches by {kind} between two views of one image. {said}",
+            lambda: matches.match_figure(example, kind, limit=limit),
+            said,
+        )
+
+    return [
+        Group(
+            label,
+            [picture(e, kind) for e in examples[:MATCHES_SHOWN] for kind in matches.KINDS],
+            errors=matches.mean_errors(examples),
+        )
+        for label, examples in found
+        if examples
+    ]
+
+
+def _masks(runs: Sequence[RunFolder], labels: Sequence[str]) -> list[Group]:
+    """A group for each set of images; runs that were tested on the same images share it."""
+    sets: list[tuple[SegmentationExamples, dict[str, NDArray]]] = []
+    for label, run in zip(labels, runs):
+        for examples in read_examples(run.path):
+            same = [shown for first, shown in sets if first.data == examples.data and first.same_images(examples)]
+            if same:
+                same[0][label] = examples.prediction
+            else:
+                sets.append((examples, {label: examples.prediction}))
+    return [_mask_group(first, shown, len(runs) > 1, len(sets) > 1) for first, shown in sets]
+
+
+def _mask_group(
+    examples: SegmentationExamples, predictions: Mapping[str, NDArray], several_runs: bool, several_sets: bool
+) -> Group:
+    rows = dict(predictions) if several_runs else {"prediction": examples.prediction}
+    count = len(examples.image)
+
+    def picture(start: int) -> Picture:
+        chosen = range(start, min(start + MASK_COLUMNS, count))
+        agree = ", ".join(f"{name} {100 * _accuracy(examples, values, chosen):.0f}%" for name, values in rows.items())
+        return Picture(
+            f"Images {start + 1} to {chosen[-1] + 1} of {count} with true and predicted masks. "
+            f"Pixels predicted right: {agree}",
+            lambda: plots.mask_grid(examples, rows, chosen, legend=False),
+        )
+
+    return Group(
+        f"{examples.data}: {', '.join(predictions)}" if several_sets else "",
+        [picture(start) for start in range(0, count, MASK_COLUMNS)],
+        plots.legend_entries(examples, list(rows.values())),
+    )
+
+
+def _accuracy(examples: SegmentationExamples, prediction: NDArray, chosen: range) -> float:
+    truth = examples.mask[chosen.start : chosen.stop]
+    right = (prediction[chosen.start : chosen.stop] == truth)[truth != VOID]
+    return float(np.mean(right)) if len(right) else 0.0
