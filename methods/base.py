@@ -155,5 +155,5 @@ class JointEmbedding(Method):
                 if kept is not None and kept > height * width:
                     raise UserError(
                         f"method.local.{key}: {kept} pairs asked of a {'large' if large else 'small'} view whose map "
-                        f"has {height}x{width} = {height * width} cells; lower it, or give a share below 1, or 0 for all"
+                        f"has {height}x{width} = {height * width} cells; lower it, give a share below 1, or 0 for all"
                     )

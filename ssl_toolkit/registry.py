@@ -28,8 +28,9 @@ def typed(schema: type[S], options: Mapping[str, Any] | DictConfig, where: str) 
         result = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         key = str(error.full_key or error.key)
-        names = [f.name for f in dataclasses.fields(schema)]  # type: ignore[arg-type]
-        raise UserError(f"unknown key '{where}.{key}': {nearest(key, names)}") from error
+        owner = error.object_type if dataclasses.is_dataclass(error.object_type) else schema  # a section's own
+        names = [f.name for f in dataclasses.fields(owner)]  # type: ignore[arg-type]
+        raise UserError(f"unknown key '{where}.{key}': {nearest(key.split('.')[-1], names)}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{where}.{error.full_key}: {str(error.msg).splitlines()[0]}") from error
     except ValueError as error:  # __post_init__ of a schema states its own rule

@@ -15,7 +15,7 @@ MAX_RESIDENT = 0.5
 """Share of a GPU's free memory that features may take; above it, batches are sent one by one."""
 
 SMALL_STEP = 2**28
-"""Multiplications in a head's forward pass below which one CPU thread does the step."""
+"""Multiplications in a forward pass of the heads below which one CPU thread does the step."""
 
 STATISTICS = 2**23
 """Numbers turned to float64 at once for mean and deviation: 64 MiB."""
@@ -38,6 +38,11 @@ class Heads(nn.Module):
         self.weights = nn.ParameterList(torch.zeros(classes, in_features) for _ in range(count))
         self.biases = nn.ParameterList(torch.zeros(classes) for _ in range(count))
         self.classes = classes
+
+    @property
+    def size(self) -> int:
+        """Numbers in all weights: the multiplications for one input."""
+        return sum(weight.numel() for weight in self.weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs as columns ``(D, N)`` to logits ``(C, L, N)``.
@@ -102,13 +107,12 @@ def summed_loss(logits: Tensor, target: Tensor, ignore: int = -100) -> Tensor:
 
 
 @contextmanager
-def threads_for(heads: Heads, inputs: int, device: torch.device) -> Iterator[None]:
-    """One CPU thread for the length of a block if a step on ``inputs`` columns is small, else all of them.
+def threads_for(work: int, device: torch.device) -> Iterator[None]:
+    """One CPU thread for the length of a block if a step is small (``work`` multiplications), else all of them.
 
     Threads that wait for each other at every small operation gain little on an idle machine, and on a shared
     one they cost more than tenfold (digit scenes on 2 busy cores: 83 s with 2 threads, 6 s with one).
     """
-    work = sum(weight.numel() for weight in heads.weights) * inputs
     threads = torch.get_num_threads()
     if device.type == "cpu" and work < SMALL_STEP:
         torch.set_num_threads(1)

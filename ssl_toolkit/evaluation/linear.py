@@ -77,7 +77,7 @@ def train_linear(
     heads = Heads(len(options.lrs), features.shape[1], classes).to(device)
     steps = options.epochs * math.ceil(len(features) / options.batch_size)
     optimizer = HeadOptimizer(heads, "sgd", options.lrs, options.weight_decay, steps)
-    few = threads_for(heads, options.batch_size, device)
+    few = threads_for(heads.size * options.batch_size, device)
     with few, progress_bar("linear probe", options.epochs * len(features)) as bar:
         for rows in batches(len(features), options.batch_size, steps, options.seed):
             x = norm(features[rows.to(features.device)].to(device))

@@ -33,6 +33,7 @@ RUN_SPECIFIC = (
     "run",
     "run_dir",
     "runs",
+    "runs_dir",
     "out",
     "output_dir",
     "name",
@@ -219,11 +220,18 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def config_differences(runs: Sequence[RunFolder]) -> dict[str, list[str]]:
-    """Flattened config keys whose values are not the same in all ``runs``; `RUN_SPECIFIC` ones left out."""
+    """Flattened config keys whose values are not the same in all ``runs``; `RUN_SPECIFIC` ones left out.
+
+    An untrained baseline has no training options, which is no difference worth a row: only keys that it has count there.
+    """
     flat = [flatten({key: value for key, value in run.config.items() if key not in RUN_SPECIFIC}) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     rows = {key: [config.get(key, NOT_SET) for config in flat] for key in keys}
-    return {key: cells for key, cells in rows.items() if len(set(cells)) > 1}
+    trained = ["trainer" in run.config for run in runs]
+    compared = {
+        key: {cell for cell, counts in zip(cells, trained) if counts or cell != NOT_SET} for key, cells in rows.items()
+    }
+    return {key: rows[key] for key in rows if len(compared[key]) > 1}
 
 
 def _notes(labels: Sequence[str], newest: Sequence[Mapping[tuple[str, str], Result]]) -> list[str]:

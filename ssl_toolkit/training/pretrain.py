@@ -112,6 +112,8 @@ def assemble(config: DictConfig) -> Parts:
     """
     trainer = typed(TrainerConfig, config.trainer, "trainer")
     views = typed(ViewsConfig, config.views, "views")
+    if config.seed < 0:
+        raise UserError(f"seed must not be negative, not {config.seed}")
     METHODS.options(config.method)
     OPTIMIZERS.options(config.optimizer)
     device = pick_device(trainer.device)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 ATTEMPTS = 10
+DRAWS = 2 * ATTEMPTS + 2
+"""Uniform numbers that a window takes."""
 
 
 class Window(NamedTuple):
@@ -21,23 +21,25 @@ class Window(NamedTuple):
 
 
 def random_window(
-    rng: np.random.Generator, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
+    uniform: Sequence[float], height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
 ) -> Window:
     """A window of a random share of the area and a random aspect ratio (log-uniform).
 
     After `ATTEMPTS` draws that do not fit, the largest central window within ``ratio`` is taken. The same distribution
-    as ``torchvision.transforms.RandomResizedCrop``; all draws are made at once.
+    as ``torchvision.transforms.RandomResizedCrop``. Plain numbers: for two or three of them, arrays cost more.
+
+    Args:
+        uniform: `DRAWS` independent numbers in [0, 1).
+        height, width: of the image in pixels.
+        scale, ratio: ranges of the share of the area and of width / height.
     """
-    areas = height * width * rng.uniform(scale[0], scale[1], ATTEMPTS)
-    aspects = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), ATTEMPTS))
-    widths = np.rint(np.sqrt(areas * aspects)).astype(int)
-    heights = np.rint(np.sqrt(areas / aspects)).astype(int)
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    where = rng.random(2)
-    if fits.any():
-        first = int(fits.argmax())
-        h, w = int(heights[first]), int(widths[first])
-        return Window(int(where[0] * (height - h + 1)), int(where[1] * (width - w + 1)), h, w)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for attempt in range(ATTEMPTS):
+        area = height * width * (scale[0] + uniform[2 * attempt] * (scale[1] - scale[0]))
+        aspect = math.exp(low + uniform[2 * attempt + 1] * (high - low))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return Window(int(uniform[-2] * (height - h + 1)), int(uniform[-1] * (width - w + 1)), h, w)
     if width < ratio[0] * height:
         w, h = width, min(height, round(width / ratio[0]))
     elif width > ratio[1] * height:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 Pixels = NDArray[Any]
 
 _LEVELS = np.arange(256, dtype=np.float32)
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_IDENTITY = np.eye(3, dtype=np.float32)
+_LUMA = np.array([[0.299, 0.587, 0.114]], dtype=np.float32).repeat(3, axis=0)
 
 
 def _lookup(image: Pixels, table: Pixels) -> Pixels:
@@ -22,8 +23,10 @@ def _lookup(image: Pixels, table: Pixels) -> Pixels:
 
 
 def _blend_with(image: Pixels, level: float, factor: float) -> Pixels:
-    table = np.clip(level + factor * (_LEVELS - level), 0, 255).astype(np.uint8)
-    return _lookup(image, table)
+    table = factor * _LEVELS + (level - factor * level)
+    np.maximum(table, 0, out=table)
+    np.minimum(table, 255, out=table)
+    return _lookup(image, table.astype(np.uint8))
 
 
 def luma(image: Pixels) -> Pixels:
@@ -43,8 +46,7 @@ def contrast(image: Pixels, factor: float) -> Pixels:
 
 def saturation(image: Pixels, factor: float) -> Pixels:
     """Blend with the luma of each pixel: one 3 x 3 matrix."""
-    matrix = factor * np.eye(3, dtype=np.float32) + (1 - factor) * _LUMA[None, :]
-    return cv2.transform(image, matrix)
+    return cv2.transform(image, factor * _IDENTITY + (1 - factor) * _LUMA)
 
 
 def hue(image: Pixels, turns: float) -> Pixels:

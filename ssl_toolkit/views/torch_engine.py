@@ -7,18 +7,17 @@ finds the same views again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.views import photometric as ops
 from ssl_toolkit.views.batch import View, ViewBatch
-from ssl_toolkit.views.geometry import Window, random_window
+from ssl_toolkit.views.geometry import DRAWS, Window, random_window
 from ssl_toolkit.views.spec import ViewGroup, ViewsConfig
 
 
@@ -39,41 +38,74 @@ class Images(Protocol):
         ...
 
 
+_RESIZE = {
+    # What F.interpolate calls for uint8 with antialias, without its 50 microseconds of argument checks.
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa,
+}
+
+
+class Draws(NamedTuple):
+    """The uniform numbers of one view, each with its use: a view takes the same ones whatever its chain does."""
+
+    window: list[float]
+    flip: float
+    jitter: float
+    gray: float
+    blur: float
+    solarize: float
+    strengths: list[float]
+    order: list[float]
+    sigma: float
+
+    @classmethod
+    def split(cls, numbers: list[float]) -> Draws:
+        """From `NUMBERS` uniform numbers."""
+        rest = numbers[DRAWS:]
+        return cls(numbers[:DRAWS], *rest[:5], rest[5:9], rest[9:13], rest[13])
+
+
+NUMBERS = DRAWS + 14
+
+
+def random_numbers(seed: int, epoch: int, index: int, views: int) -> list[list[float]]:
+    """`NUMBERS` uniform numbers for each view of an image; a counter-based generator needs no warm-up or state."""
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, index, epoch, 0]))
+    numbers: list[list[float]] = generator.random((views, NUMBERS)).tolist()
+    return numbers
+
+
 def resized_crop(image: Tensor, window: Window, size: int, interpolation: str) -> Tensor:
     """``window`` of ``image`` ``(C, H, W)`` uint8 at ``size`` pixels square, antialiased, in uint8 throughout."""
     top, left, height, width = window
     crop = image[None, :, top : top + height, left : left + width]
-    return F.interpolate(crop, size=(size, size), mode=interpolation, antialias=True)[0]
+    return _RESIZE[interpolation](crop, [size, size], False)[0]
 
 
-def jitter(image: ops.Pixels, group: ViewGroup, rng: np.random.Generator) -> ops.Pixels:
+def jitter(image: ops.Pixels, group: ViewGroup, draws: Draws) -> ops.Pixels:
     """Brightness, contrast, saturation and hue in random order; the last two need three channels."""
-    strengths = (group.brightness, group.contrast, group.saturation)
-    factors = [rng.uniform(max(0.0, 1 - s), 1 + s) for s in strengths]
-    turns = rng.uniform(-group.hue, group.hue)
     coloured = image.shape[-1] == 3
-    for step in rng.permutation(4):
-        if step == 0 and group.brightness:
-            image = ops.brightness(image, factors[0])
-        elif step == 1 and group.contrast:
-            image = ops.contrast(image, factors[1])
-        elif step == 2 and group.saturation and coloured:
-            image = ops.saturation(image, factors[2])
-        elif step == 3 and group.hue and coloured:
-            image = ops.hue(image, turns)
+    for step in sorted(range(4), key=draws.order.__getitem__):
+        strength = (group.brightness, group.contrast, group.saturation, group.hue)[step]
+        if not strength or (step >= 2 and not coloured):
+            continue
+        low = -strength if step == 3 else max(0.0, 1 - strength)
+        high = strength if step == 3 else 1 + strength
+        value = low + draws.strengths[step] * (high - low)
+        image = (ops.brightness, ops.contrast, ops.saturation, ops.hue)[step](image, value)
     return image
 
 
-def photometric(image: ops.Pixels, group: ViewGroup, position: int, rng: np.random.Generator) -> ops.Pixels:
+def photometric(image: ops.Pixels, group: ViewGroup, position: int, draws: Draws) -> ops.Pixels:
     """The group's chain in VICReg's order: jitter, gray, blur, solarize."""
-    chance = rng.random(4)
-    if chance[0] < group.jitter:
-        image = jitter(image, group, rng)
-    if chance[1] < group.gray and image.shape[-1] == 3:
+    if draws.jitter < group.jitter:
+        image = jitter(image, group, draws)
+    if draws.gray < group.gray and image.shape[-1] == 3:
         image = ops.grayscale(image)
-    if chance[2] < group.at(group.blur, position):
-        image = ops.gaussian_blur(image, rng.uniform(group.blur_sigma[0], group.blur_sigma[1]))
-    if chance[3] < group.at(group.solarize, position):
+    if draws.blur < group.at(group.blur, position):
+        low, high = group.blur_sigma
+        image = ops.gaussian_blur(image, low + draws.sigma * (high - low))
+    if draws.solarize < group.at(group.solarize, position):
         image = ops.solarize(image)
     return image
 
@@ -111,9 +143,10 @@ class ViewDataset(torch.utils.data.Dataset[ViewBatch]):
         for row, (epoch, index) in enumerate(keys):
             image = self.images.image(index)
             sizes[row] = image.shape[:2]
-            rng = np.random.default_rng((self.seed, epoch, index))
-            for view in range(len(self.positions)):
-                pixels[view][row], boxes[view, row], flips[view, row] = self._view(image, view, rng)
+            tensor = torch.from_numpy(image).permute(2, 0, 1)
+            for view, numbers in enumerate(random_numbers(self.seed, epoch, index, len(self.positions))):
+                draws = Draws.split(numbers)
+                pixels[view][row], boxes[view, row], flips[view, row] = self._view(tensor, view, draws)
         views = tuple(
             View(torch.from_numpy(p).permute(0, 3, 1, 2), torch.from_numpy(b), torch.from_numpy(f))
             for p, b, f in zip(pixels, boxes, flips)
@@ -123,17 +156,15 @@ class ViewDataset(torch.utils.data.Dataset[ViewBatch]):
         return ViewBatch(views, self.config.num_large, torch.from_numpy(sizes), positions, label)
 
     def _view(
-        self, image: ops.Pixels, view: int, rng: np.random.Generator
+        self, image: Tensor, view: int, draws: Draws
     ) -> tuple[ops.Pixels, tuple[float, float, float, float], bool]:
         group, position = self.positions[view]
-        height, width = image.shape[:2]
-        window = random_window(rng, height, width, group.scale, group.ratio)
-        flip = bool(rng.random() < group.flip)
-        tensor = torch.from_numpy(image).permute(2, 0, 1)
-        crop = resized_crop(tensor, window, group.size, group.interpolation).permute(1, 2, 0).numpy()
+        window = random_window(draws.window, image.shape[1], image.shape[2], group.scale, group.ratio)
+        flip = draws.flip < group.flip
+        crop = resized_crop(image, window, group.size, group.interpolation).permute(1, 2, 0).numpy()
         crop = np.ascontiguousarray(crop[:, ::-1] if flip else crop)
         box = (window.left, window.top, window.left + window.width, window.top + window.height)
-        return photometric(crop, group, position, rng), box, flip
+        return photometric(crop, group, position, draws), box, flip
 
 
 def single_threaded(_: int = 0) -> None:

@@ -1,0 +1,86 @@
+"""Every command of the README runs, at sizes of seconds, and its Python block works on what they made."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl_toolkit.cli import main
+from tests.test_cli import write_photos
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+SMALL_TRAINING = ["trainer.steps=2", "trainer.batch_size=8", "trainer.workers=0", "trainer.precision=fp32"]
+SMALL_SCENES = ["data.train_size=64", "data.val_size=32", "data.test_size=32"]
+SMALL_EVAL = ["linear.epochs=1", "segmentation.iterations=2", "precision=fp32"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def shrunk(argv: list[str]) -> list[str]:
+    """The same command on less of everything."""
+    if argv[0] == "eval":
+        return argv + SMALL_EVAL + (["data.eval_resize=32", "data.eval_size=32"] if "run=runs/mine" in argv else [])
+    if argv[0] == "pretrain" and not any(a.startswith("run=") for a in argv):
+        scenes = any("digits" in a for a in argv)
+        return argv + SMALL_TRAINING + (SMALL_SCENES if scenes else ["views=small"])
+    return argv
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [argv[1] for argv in commands() if argv[0] == "make"]
+    assert targets == ["demo", "test"]
+    for target in targets:
+        assert f"\n{target}:" in makefile
+
+
+@pytest.mark.command
+def test_commands_and_python_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "photos", classes=2, each=12)
+    ran = [argv[1:] for argv in commands() if argv[0] == "ssl-toolkit"]
+    assert len(ran) >= 8
+    for argv in ran:
+        if "run=runs/first" in argv and argv[0] == "pretrain":
+            (tmp_path / "runs/first/backbone.safetensors").rename(tmp_path / "kept")  # as if it had been stopped
+        assert main(shrunk(argv)) == 0, argv
+    (block,) = blocks("python")
+    names: dict[str, object] = {"images": torch.zeros(2, 3, 64, 64)}
+    exec(block, names)
+    pooled = names["pooled"]
+    assert isinstance(pooled, torch.Tensor)
+    assert pooled.shape == (2, 128)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_what_a_run_leaves_is_what_it_says(tmp_path: Path) -> None:
+    listed = re.search(r"```\nruns/first/\n(.*?)```", README, flags=re.DOTALL)
+    assert listed is not None
+    names = [line.split()[0] for line in listed.group(1).splitlines()]
+    assert names == [
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints/last.ckpt",
+        "backbone.safetensors",
+        "environment.json",
+        "results/*.json",
+        "report.html",
+    ]
