@@ -109,8 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         errors.print(f"[bold red]error:[/bold red] {_escape(str(error))}", highlight=False, soft_wrap=True)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        errors.print("interrupted", highlight=False)
+    except KeyboardInterrupt as stopped:
+        errors.print(str(stopped) or "interrupted", highlight=False, markup=False, soft_wrap=True)
         return EXIT_INTERRUPTED
 
 

@@ -13,7 +13,7 @@ from ssl_toolkit import evaluation, training
 from ssl_toolkit.config import compose_config, is_sweep, override_of, parse
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.reporting.compare import compare as compare_runs
-from ssl_toolkit.reporting.report import write_comparison_report, write_report
+from ssl_toolkit.reporting.report import write_comparison_report
 
 PROTOCOLS = ("knn", "linear", "segmentation")
 METHODS = ("vicreg", "vicregl")
@@ -66,7 +66,6 @@ def run_demo(overrides: Sequence[str], console: Console) -> Path:
         console.rule(f"pretraining with {name}")
         run = training.pretrain(configs[name], console)
         evaluation.evaluate(PROTOCOLS, evaluation.run_source(run), data, options, run / "results")
-        write_report(run)
         runs.append(run)
     comparison = compare_runs(runs)
     console.rule("results")

@@ -95,9 +95,11 @@ def progress_bar(
         bar.close()
 
 
-def track(items: Iterable[T], title: str, total: int, unit: str = "images", size: int = 1) -> Iterator[T]:
+def track(
+    items: Iterable[T], title: str, total: int, unit: str = "images", size: int = 1, console: Console | None = None
+) -> Iterator[T]:
     """Iterate over ``items`` under a bar that moves by ``size`` units for each."""
-    with progress_bar(title, total, unit) as bar:
+    with progress_bar(title, total, unit, console=console) as bar:
         for item in items:
             yield item
             bar.advance(min(size, bar.total - bar.done))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -151,7 +155,7 @@ def test_mistakes_get_one_line_and_status_two(home: Path, capsys: pytest.Capture
         (["pretrain", *quick, "method=vicregx"], "did you mean 'vicreg' or 'vicregl'"),
         (["pretrain", *quick, "trainer.epochs=many"], "trainer.epochs"),
         (["pretrain", *quick, "method.local.gamma=[99,4]"], "99 pairs asked of a large view whose map has 6x6"),
-        (["pretrain", *quick, "trainer.batch_size=1"], "at least 2 images"),
+        (["pretrain", *quick, "trainer.batch_size=1"], "batch_size must be at least 2"),
         (["pretrain", *quick, "trainer.batch_size=1000"], "1000 images a step asked of a data set of 64"),
         (["pretrain", *quick, "run=runs/none"], "runs/none does not exist"),
         (["pretrain", *quick, "init=runs/none.safetensors"], "none.safetensors"),
@@ -192,6 +196,24 @@ def test_a_checkpoint_of_another_architecture_is_named(trained: Path, capsys: py
     )  # fmt: skip
     assert "tiny_resnet" in message
     assert "resnet18" in message
+
+
+@pytest.mark.command
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(home: Path) -> None:
+    options = [*quick_overrides(home / "runs"), "trainer.epochs=2000", "name=stopped"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ssl_toolkit.cli", "pretrain", *options], stderr=subprocess.PIPE, text=True
+    )
+    metrics = home / "runs" / "stopped" / "metrics.csv"
+    deadline = time.monotonic() + 90
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "continue with: ssl-toolkit pretrain run=" in err
+    checkpoint = torch.load(home / "runs" / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] >= 10
 
 
 def test_debug_shows_the_traceback(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

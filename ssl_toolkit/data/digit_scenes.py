@@ -42,10 +42,11 @@ class DigitScenesConfig(DataConfig):
             on it.
         bg_contrast: contrast of the background photo, 1 as it is.
         bg_gray: how far the background is pulled to gray, 0 in colour and 1 gray.
+        noise: standard deviation of the pixel noise, of a range of 1.
     """
 
-    mean: list[float] = field(default_factory=lambda: [0.430, 0.430, 0.430])
-    std: list[float] = field(default_factory=lambda: [0.187, 0.187, 0.187])
+    mean: list[float] = field(default_factory=lambda: [0.457, 0.457, 0.457])
+    std: list[float] = field(default_factory=lambda: [0.164, 0.164, 0.164])
     eval_resize: int = 64
     eval_size: int = 64
     size: int = 64
@@ -53,8 +54,9 @@ class DigitScenesConfig(DataConfig):
     val_size: int = 1024
     test_size: int = 1024
     seed: int = 0
-    bg_contrast: float = 0.4
-    bg_gray: float = 0.8
+    bg_contrast: float = 0.1
+    bg_gray: float = 1.0
+    noise: float = 0.06
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +69,7 @@ class DigitScenesConfig(DataConfig):
         for key in ("train_size", "val_size", "test_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} {getattr(self, key)} must be at least 1")
-        for key in ("bg_contrast", "bg_gray"):
+        for key in ("bg_contrast", "bg_gray", "noise"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} {getattr(self, key)} must be between 0 and 1")
 
@@ -136,7 +138,7 @@ def cache_path(config: DigitScenesConfig, split: str) -> Path:
         "format": FORMAT_VERSION,
         "split": split,
         "count": _count(config, split),
-        **{key: getattr(config, key) for key in ("size", "seed", "bg_contrast", "bg_gray")},
+        **{key: getattr(config, key) for key in ("size", "seed", "bg_contrast", "bg_gray", "noise")},
     }
     key = hashlib.blake2b(json.dumps(matters, sort_keys=True).encode(), digest_size=8).hexdigest()
     return cache_dir() / "digit_scenes" / f"{split}-v{FORMAT_VERSION}-{key}.npz"
@@ -180,7 +182,7 @@ def _read(path: Path, expected: tuple[int, int]) -> Scenes:
 def draw(config: DigitScenesConfig, split: str) -> Scenes:
     """The scenes of ``split``, drawn anew under a progress bar."""
     count = _count(config, split)
-    look = Look(config.size, config.bg_contrast, config.bg_gray)
+    look = Look(config.size, config.bg_contrast, config.bg_gray, config.noise)
     sources = scene_drawing.load_sources()
     parts = []
     with progress_bar(f"drawing digit scenes ({split})", count) as bar:

@@ -31,7 +31,6 @@ _TRIES = 24
 _MAX_HIDDEN = 0.15
 _OUTLINE = 0.10
 _GRAY_LEVEL = 0.45
-_NOISE = 0.06
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ class Look:
     size: int
     bg_contrast: float
     bg_gray: float
+    noise: float
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def draw_chunk(sources: Sources, look: Look, seed: int, split: str, chunk: int, 
             boxes[i, slot] = np.add(sticker.box(), (x, y, x, y))
             paint = _Paint(plan.ink[i, k], plan.outline[i, k], int(box_labels[i, slot]) + 1)
             _paint(images[i], masks[i], (x, y), sticker, paint)
-    images += _NOISE * rng.standard_normal((CHUNK, *images.shape[1:]), np.float32)[:count]
+    images += look.noise * rng.standard_normal((CHUNK, *images.shape[1:]), np.float32)[:count]
     np.clip(images, 0, 1, out=images)
     return Scenes(
         images=(images * 255 + 0.5).astype(np.uint8),

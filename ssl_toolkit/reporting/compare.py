@@ -222,7 +222,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def config_differences(runs: Sequence[RunFolder]) -> dict[str, list[str]]:
     """Flattened config keys whose values are not the same in all ``runs``; `RUN_SPECIFIC` ones left out.
 
-    An untrained baseline has no training options, which is no difference worth a row: only keys that it has count there.
+    An untrained baseline has no training options, which is no difference worth a row: only keys that it has count.
     """
     flat = [flatten({key: value for key, value in run.config.items() if key not in RUN_SPECIFIC}) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)

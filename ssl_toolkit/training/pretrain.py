@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +39,9 @@ class TrainerConfig:
     Attributes:
         epochs: passes over the data.
         steps: optimization steps; overrides ``epochs`` where it is set.
-        batch_size: images a step over all processes.
+        batch_size: images a step.
         workers: processes that make views; 0 makes them between steps.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        devices, num_nodes: processes per machine, and machines.
         precision: ``auto``, ``bf16`` or ``fp32``; auto takes bf16 where the hardware is fast with it.
         channels_last: memory format of images and weights.
         log_every: steps between rows of ``metrics.csv``.
@@ -51,26 +52,20 @@ class TrainerConfig:
     batch_size: int = 256
     workers: int = 2
     device: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
     precision: str = "auto"
     channels_last: bool = True
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "devices", "num_nodes", "log_every"):
+        for key in ("epochs", "log_every"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, not {self.workers}")
-        if self.batch_size % (self.devices * self.num_nodes):
-            raise ValueError(
-                f"batch_size {self.batch_size} is not divisible by {self.devices * self.num_nodes} processes"
-            )
-        if self.batch_size // (self.devices * self.num_nodes) < 2:
-            raise ValueError(f"batch_size {self.batch_size}: batch statistics need at least 2 images a process")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, not {self.batch_size}: statistics are over the batch")
 
 
 @dataclass
@@ -191,10 +186,7 @@ def _lightning_trainer(parts: Parts, run: Path, console: Console) -> pl.Trainer:
     )
     return pl.Trainer(
         accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[parts.device.type],
-        devices=trainer.devices,
-        num_nodes=trainer.num_nodes,
-        strategy="ddp" if trainer.devices * trainer.num_nodes > 1 else "auto",
-        sync_batchnorm=parts.device.type == "cuda" and trainer.devices * trainer.num_nodes > 1,
+        devices=1 if parts.device.index is None else [parts.device.index],
         precision="bf16-mixed" if parts.dtype == torch.bfloat16 else "32-true",
         max_steps=parts.total_steps,
         max_epochs=-(-parts.total_steps // parts.steps_per_epoch),
@@ -212,16 +204,29 @@ def _lightning_trainer(parts: Parts, run: Path, console: Console) -> pl.Trainer:
     )
 
 
-def _quiet() -> None:
-    """Lightning's notes on devices, missing loggers and few workers say nothing that `describe` does not."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\.")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's notes on devices, loggers and workers, which say nothing that `describe` does not."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
 
 
 def _train(parts: Parts, run: Path, console: Console, checkpoint: Path | None) -> Pretraining:
-    _quiet()
+    with _quiet_lightning():
+        return _fit(parts, run, console, checkpoint)
+
+
+def _fit(parts: Parts, run: Path, console: Console, checkpoint: Path | None) -> Pretraining:
     trainer = _lightning_trainer(parts, run, console)
     if parts.trainer.channels_last:
         parts.method.to(memory_format=torch.channels_last)
@@ -235,21 +240,22 @@ def _train(parts: Parts, run: Path, console: Console, checkpoint: Path | None) -
         steps_per_epoch=parts.steps_per_epoch,
         total_steps=parts.total_steps,
     )
-    processes = parts.trainer.devices * parts.trainer.num_nodes
     loader = ViewLoader(
         parts.dataset,
         parts.views,
         seed=parts.config.seed,
-        batch_size=parts.trainer.batch_size // processes,
+        batch_size=parts.trainer.batch_size,
         workers=parts.trainer.workers,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
         position=lambda: trainer.global_step,
         pin_memory=parts.device.type == "cuda",
     )
-    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    if trainer.global_step < parts.total_steps:
-        raise KeyboardInterrupt
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stopped:  # Lightning's answer to Ctrl+C, after the checkpoint is written
+        signal.signal(signal.SIGINT, interrupt)
+        how = f"stopped at step {trainer.global_step}; continue with: ssl-toolkit pretrain run={run}"
+        raise KeyboardInterrupt(how) from stopped
     return module
 
 

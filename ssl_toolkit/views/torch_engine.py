@@ -61,8 +61,8 @@ class Draws(NamedTuple):
     @classmethod
     def split(cls, numbers: list[float]) -> Draws:
         """From `NUMBERS` uniform numbers."""
-        rest = numbers[DRAWS:]
-        return cls(numbers[:DRAWS], *rest[:5], rest[5:9], rest[9:13], rest[13])
+        flip, jitter, gray, blur, solarize, *rest = numbers[DRAWS:]
+        return cls(numbers[:DRAWS], flip, jitter, gray, blur, solarize, rest[:4], rest[4:8], rest[8])
 
 
 NUMBERS = DRAWS + 14

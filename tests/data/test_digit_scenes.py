@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ssl_toolkit.data import DigitScenes, build_dataset
-from ssl_toolkit.data.digit_scenes import DigitScenesConfig, cache_path
+from ssl_toolkit.data.digit_scenes import DigitScenesConfig, cache_path, draw
 from ssl_toolkit.data.scene_drawing import CHUNK, DIGIT_RANKS, PHOTO_COLUMNS, digits_of, load_sources
 from ssl_toolkit.errors import UserError
 
@@ -267,3 +267,13 @@ def test_bad_options(options, needle):
     with pytest.raises(UserError, match=needle) as caught:
         scenes(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_noise_has_the_deviation_asked_for():
+    options = {"train_size": 20, "bg_contrast": 0.0}
+    clean = draw(DigitScenesConfig(**options, noise=0.0), "train").images.astype(float)
+    noisy = draw(DigitScenesConfig(**options, noise=0.05), "train")
+    background = noisy.masks == 0  # far from black and white, so that nothing is clipped
+    difference = (noisy.images.astype(float) - clean)[background] / 255
+    assert abs(difference.std() - 0.05) < 0.002
+    assert abs(difference.mean()) < 0.002
