@@ -13,6 +13,7 @@ from ssl_toolkit import evaluation, training
 from ssl_toolkit.config import compose_config, is_sweep, override_of, parse
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.reporting.compare import compare as compare_runs
+from ssl_toolkit.reporting.compare import comparison_table
 from ssl_toolkit.reporting.report import write_comparison_report
 
 PROTOCOLS = ("knn", "linear", "segmentation")
@@ -69,7 +70,7 @@ def run_demo(overrides: Sequence[str], console: Console) -> Path:
         runs.append(run)
     comparison = compare_runs(runs)
     console.rule("results")
-    comparison.print(console)
+    console.print(comparison_table(comparison))
     report = write_comparison_report(runs, folder / "report.html", "VICReg and VICRegL on digit scenes", INTRO)
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     console.print(f"took     {minutes} min {seconds:02d} s\nreport   {report}", highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import tempfile
 from pathlib import Path
@@ -12,5 +13,6 @@ import torch
 
 def pytest_configure(config: pytest.Config) -> None:
     """One cache for all tests of a session, before any module reads the variable."""
-    os.environ.setdefault("SSL_TOOLKIT_CACHE", str(Path(tempfile.gettempdir()) / f"ssl-toolkit-tests-{os.getuid()}"))
+    cache = Path(tempfile.gettempdir()) / f"ssl-toolkit-tests-{getpass.getuser()}"
+    os.environ.setdefault("SSL_TOOLKIT_CACHE", str(cache))
     torch.set_num_threads(1)

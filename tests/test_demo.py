@@ -36,5 +36,5 @@ def test_the_demo_compares_three_backbones(
     assert "kNN top-1" in shown
     assert str(folder.relative_to(tmp_path) / "report.html") in shown
     page = (folder / "report.html").read_text()
-    for piece in ("data:image/png;base64,", "matched by", "vicregl", "mIoU"):
+    for piece in ("data:image/png;base64,", "Which local features were matched", "vicregl", "mIoU"):
         assert piece in page

@@ -1,4 +1,4 @@
-"""Every command of the README runs, at sizes of seconds, and its Python block works on what they made."""
+"""Every command of the README and docs runs, at sizes of seconds; the Python block works on what they made."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ SMALL_SCENES = ["data.train_size=64", "data.val_size=32", "data.test_size=32"]
 SMALL_EVAL = ["linear.epochs=1", "segmentation.iterations=2", "precision=fp32"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+DOCS = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
 
 
-def commands() -> list[list[str]]:
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands(text: str = README) -> list[list[str]]:
+    lines = [line for block in blocks("sh", text) for line in block.splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -51,7 +54,7 @@ def test_make_targets_exist() -> None:
 def test_commands_and_python_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "photos", classes=2, each=12)
-    ran = [argv[1:] for argv in commands() if argv[0] == "ssl-toolkit"]
+    ran = [argv[1:] for argv in commands(README + DOCS) if argv[0] == "ssl-toolkit"]
     assert len(ran) >= 8
     for argv in ran:
         if "run=runs/first" in argv and argv[0] == "pretrain":
@@ -66,9 +69,10 @@ def test_commands_and_python_run_in_order(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+    for folder, text in ((ROOT, README), (ROOT / "docs", DOCS)):
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if not target.startswith("http"):
+                assert (folder / target).exists(), target
 
 
 def test_what_a_run_leaves_is_what_it_says(tmp_path: Path) -> None:
