@@ -86,6 +86,11 @@ def test_eval_compare_and_report(trained: Path, home: Path, capsys: pytest.Captu
     by_file = json.loads((home / "elsewhere" / "knn-digit_scenes.json").read_text())
     assert by_run["metrics"] == by_file["metrics"]
 
+    last = trained / "checkpoints" / "last.ckpt"
+    scenes = ["data=digit_scenes", "data.train_size=64", "data.val_size=32", "data.test_size=32", "precision=fp32"]
+    assert main(["eval", "knn", f"checkpoint={last}", *scenes, "out=last"]) == 0
+    assert json.loads((home / "last" / "knn-digit_scenes.json").read_text())["metrics"] == by_run["metrics"]
+
     assert main(["eval", "knn", "backbone=tiny_resnet", "data=digit_scenes", "data.train_size=64",
                  "data.val_size=32", "data.test_size=32", "out=untrained"]) == 0  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Evaluation geometry: resize the shorter side, crop the centre, for images and for masks alike."""
+"""Pixels to network input: evaluation geometry (resize the shorter side, crop the centre) and normalisation."""
 
 from __future__ import annotations
 
@@ -70,3 +70,20 @@ def eval_mask(mask: NDArray[np.uint8], resize: int, size: int) -> Tensor:
         # "nearest" samples at corners, off the bilinear grid by half a pixel; "nearest-exact" at centres
         pixels = F.interpolate(pixels, shape, mode="nearest-exact")
     return _centre(pixels, size)[0, 0].contiguous()
+
+
+class Normalize(torch.nn.Module):
+    """uint8 images to ``(x / 255 - mean) / std`` on their own device, in one multiply and one add."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        m, s = torch.tensor(list(mean)), torch.tensor(list(std))
+        self.register_buffer("scale", (1 / (255 * s))[:, None, None], persistent=False)
+        self.register_buffer("shift", (-m / s)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` uint8 to float32."""
+        return torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_toolkit.backbones import Backbone, Features
 from ssl_toolkit.data.base import ImageDataset
-from ssl_toolkit.data.transforms import eval_batch, eval_mask
+from ssl_toolkit.data.transforms import Normalize, eval_batch, eval_mask
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.progress import progress_bar
 
@@ -62,10 +62,8 @@ class Preparation:
 
     def normalise(self, images: Tensor, device: torch.device) -> Tensor:
         """``(B, C, S, S)`` uint8 as float32 on ``device``, normalised, channels last."""
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
-        images = images.to(device, non_blocking=True).float().div_(255)
-        return images.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+        normal: Tensor = Normalize(self.mean, self.std).to(device)(images.to(device, non_blocking=True))
+        return normal.contiguous(memory_format=torch.channels_last)
 
 
 def extract(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ssl_toolkit.backbones import BackboneConfig, create_backbone, load_backbone
 from ssl_toolkit.data import build_dataset
@@ -16,8 +16,10 @@ from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation.features import Preparation, calibrate_batchnorm
 from ssl_toolkit.evaluation.suite import Source
 from ssl_toolkit.hardware import pick_device
+from ssl_toolkit.registry import typed
 
 WEIGHTS = "backbone.safetensors"
+IN_CHECKPOINT = "method.backbone."
 
 
 def sha256(path: Path) -> str:
@@ -30,9 +32,45 @@ def sha256(path: Path) -> str:
 
 
 def file_source(path: Path, expect: BackboneConfig | None = None, name: str | None = None) -> Source:
-    """The backbone of an exported ``.safetensors``; ``expect`` is needed where the file does not say what it is."""
+    """The backbone of an exported ``.safetensors`` (``expect`` is needed where the file does not say what it is), or of a
+    training checkpoint."""
+    if path.suffix == ".ckpt":
+        return training_source(path, expect)
     backbone, preprocessing = load_backbone(path, expect)
     return Source(backbone, preprocessing, name or path.stem, str(path), sha256(path))
+
+
+def training_source(path: Path, expect: BackboneConfig | None = None) -> Source:
+    """The backbone inside a training checkpoint (``runs/NAME/checkpoints/last.ckpt``), finished or not.
+
+    What it is and how images are normalised is read from the run's ``config.yaml``.
+
+    Raises:
+        UserError: no such file, not a checkpoint of this toolkit, not in a run folder, or another architecture.
+    """
+    config_path = path.parent.parent / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"checkpoint={path} does not exist")
+    if not config_path.is_file():
+        raise UserError(
+            f"checkpoint={path} lies in no run folder ({config_path} is missing): give the exported weights"
+        )
+    config = OmegaConf.load(config_path)
+    backbone = typed(BackboneConfig, config.backbone, "backbone")
+    if expect is not None and expect.name != backbone.name:
+        raise UserError(f"checkpoint={path} holds {backbone.name}, not {expect.name}")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # torch raises many kinds for files that are no checkpoints
+        raise UserError(f"checkpoint={path} is not a training checkpoint ({str(error).splitlines()[0]})") from error
+    network = create_backbone(backbone)
+    weights = {k.removeprefix(IN_CHECKPOINT): v for k, v in stored.items() if k.startswith(IN_CHECKPOINT)}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"checkpoint={path} does not fit {backbone.name}: {' '.join(str(error).split())}") from error
+    stats = {"mean": list(config.data.mean), "std": list(config.data.std)}
+    return Source(network, stats, path.parent.parent.name, str(path), sha256(path))
 
 
 def run_source(run: Path, expect: BackboneConfig | None = None) -> Source:
@@ -62,7 +100,7 @@ def untrained_source(
     """A freshly initialised backbone whose BatchNorm statistics are filled from training images: the baseline that any
     pretraining has to beat."""
     dataset = build_dataset(data, "train")
-    options = BackboneConfig(**dict(backbone)) if not isinstance(backbone, BackboneConfig) else backbone  # type: ignore[arg-type]
+    options = backbone if isinstance(backbone, BackboneConfig) else typed(BackboneConfig, backbone, "backbone")
     options.in_channels = dataset.in_channels
     torch.manual_seed(seed)
     network = create_backbone(options)

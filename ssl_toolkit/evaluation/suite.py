@@ -37,7 +37,7 @@ class EvalConfig:
 
     Attributes:
         run: run folder to evaluate.
-        checkpoint: backbone file to evaluate, where it is not in a run folder.
+        checkpoint: exported weights or a training checkpoint to evaluate.
         out: folder for the results.
         seed: of an untrained backbone.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from ssl_toolkit.data.base import ImageDataset
+from ssl_toolkit.data.transforms import Normalize
 from ssl_toolkit.files import atomic_path
 from ssl_toolkit.matching import Matches, cell_axes, feature_matches, location_matches, squared_distances
 from ssl_toolkit.methods.base import Method
-from ssl_toolkit.training.module import Normalize
 from ssl_toolkit.views import ViewDataset, ViewsConfig
 from ssl_toolkit.views.batch import ViewBatch
 

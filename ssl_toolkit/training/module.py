@@ -7,28 +7,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
 
+from ssl_toolkit.data.transforms import Normalize
 from ssl_toolkit.methods.base import Method
 from ssl_toolkit.training.optimizers import OPTIMIZERS, cosine_schedule, parameter_groups
 from ssl_toolkit.views.batch import ViewBatch
-
-
-class Normalize(torch.nn.Module):
-    """uint8 images to ``(x / 255 - mean) / std`` on their own device, in one multiply and one add."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        m, s = torch.tensor(list(mean)), torch.tensor(list(std))
-        self.register_buffer("scale", (1 / (255 * s))[:, None, None], persistent=False)
-        self.register_buffer("shift", (-m / s)[:, None, None], persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` uint8 to float32."""
-        return torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)
 
 
 class Pretraining(pl.LightningModule):

@@ -256,6 +256,8 @@ def _fit(parts: Parts, run: Path, console: Console, checkpoint: Path | None) -> 
         signal.signal(signal.SIGINT, interrupt)
         how = f"stopped at step {trainer.global_step}; continue with: ssl-toolkit pretrain run={run}"
         raise KeyboardInterrupt(how) from stopped
+    finally:
+        loader.close()
     return module
 
 

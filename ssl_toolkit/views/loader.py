@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import torch
@@ -74,7 +74,8 @@ class ViewLoader:
     ) -> None:
         self.batches = EpochBatches(len(images), batch_size, seed, rank, world)
         self.position = position
-        self._loader = DataLoader(
+        self._epoch: Generator[ViewBatch, None, None] | None = None
+        self._loader: DataLoader[ViewBatch] | None = DataLoader(
             ViewDataset(images, config, seed),
             batch_sampler=self.batches,  # type: ignore[arg-type]
             num_workers=workers,
@@ -91,6 +92,18 @@ class ViewLoader:
         return self.batches.steps_per_epoch
 
     def __iter__(self) -> Iterator[ViewBatch]:
+        self._epoch = self._batches()
+        return self._epoch
+
+    def close(self) -> None:
+        """Stop the workers now. Garbage collection may close their queues first, and then each takes 5 seconds."""
+        if self._epoch is not None:
+            self._epoch.close()
+        self._epoch = self._loader = None
+
+    def _batches(self) -> Generator[ViewBatch, None, None]:
+        if self._loader is None:
+            raise RuntimeError("this loader is closed")
         self.batches.step = self.position()
         for batch in self._loader:
             if isinstance(batch, UserError):

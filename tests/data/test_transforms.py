@@ -3,7 +3,7 @@ import PIL.Image
 import pytest
 import torch
 
-from ssl_toolkit.data.transforms import eval_batch, eval_mask, resized_shape
+from ssl_toolkit.data.transforms import Normalize, eval_batch, eval_mask, resized_shape
 from ssl_toolkit.errors import UserError
 
 
@@ -99,3 +99,13 @@ def test_bad_input():
         eval_batch([], 28, 28)
     with pytest.raises(ValueError, match="size 30"):
         eval_batch([smooth(30, 30)], 28, 30)
+
+
+def test_normalise_by_hand() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.1]
+    result = Normalize(mean, std)(images.contiguous(memory_format=torch.channels_last))
+    for channel in range(3):
+        expected = (images[:, channel].double() / 255 - mean[channel]) / std[channel]
+        torch.testing.assert_close(result[:, channel].double(), expected, rtol=1e-5, atol=1e-5)
+    assert result.is_contiguous(memory_format=torch.channels_last)

@@ -49,6 +49,26 @@ def test_a_run_is_named_after_its_folder(tmp_path: Path) -> None:
         run_source(tmp_path / "good", BackboneConfig(name="resnet18"))
 
 
+def test_bad_training_checkpoints_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match="does not exist"):
+        file_source(path)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="lies in no run folder"):
+        file_source(path)
+    (tmp_path / "run" / "config.yaml").write_text(
+        "backbone: {name: tiny_resnet}\ndata: {mean: [0, 0, 0], std: [1, 1, 1]}\n"
+    )
+    with pytest.raises(UserError, match="is not a training checkpoint"):
+        file_source(path)
+    with pytest.raises(UserError, match="holds tiny_resnet, not resnet18"):
+        file_source(path, BackboneConfig(name="resnet18"))
+    torch.save({"state_dict": {"method.backbone.stem": torch.zeros(1)}}, path)
+    with pytest.raises(UserError, match="does not fit tiny_resnet: .*Missing key"):
+        file_source(path)
+
+
 def test_the_untrained_baseline_has_filled_statistics() -> None:
     first, again, other = (untrained_source({"name": "tiny_resnet"}, DATA, seed) for seed in (0, 0, 1))
     assert first.checkpoint_path is None

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.training.module import Normalize
 from ssl_toolkit.training.optimizers import OPTIMIZERS, cosine_schedule, parameter_groups
 
 
@@ -94,13 +93,3 @@ def test_rates_scale_with_the_global_batch() -> None:
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         OPTIMIZERS.options(options)
-
-
-def test_normalise_by_hand() -> None:
-    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.1]
-    result = Normalize(mean, std)(images.contiguous(memory_format=torch.channels_last))
-    for channel in range(3):
-        expected = (images[:, channel].double() / 255 - mean[channel]) / std[channel]
-        torch.testing.assert_close(result[:, channel].double(), expected, rtol=1e-5, atol=1e-5)
-    assert result.is_contiguous(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,19 @@ def test_the_loader_gives_the_same_batches_with_any_workers(workers: int) -> Non
         assert isinstance(expected, ViewBatch)
         assert torch.equal(batch.index, expected.index)
         assert torch.equal(batch.views[1].image, expected.views[1].image)
+
+
+def test_closing_stops_the_workers_at_once() -> None:
+    loader = ViewLoader(Ramps(), views(ViewGroup(size=16)), seed=0, batch_size=2, workers=2)
+    batches = iter(loader)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    loader.close()
+    assert not multiprocessing.active_children()
+    with pytest.raises(StopIteration):
+        next(batches)
+    with pytest.raises(RuntimeError, match="closed"):
+        next(iter(loader))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
