@@ -32,8 +32,10 @@ def sha256(path: Path) -> str:
 
 
 def file_source(path: Path, expect: BackboneConfig | None = None, name: str | None = None) -> Source:
-    """The backbone of an exported ``.safetensors`` (``expect`` is needed where the file does not say what it is), or of a
-    training checkpoint."""
+    """The backbone of an exported ``.safetensors`` or of a training checkpoint (``.ckpt``).
+
+    ``expect`` is needed where an exported file does not say what it is.
+    """
     if path.suffix == ".ckpt":
         return training_source(path, expect)
     backbone, preprocessing = load_backbone(path, expect)
@@ -52,9 +54,7 @@ def training_source(path: Path, expect: BackboneConfig | None = None) -> Source:
     if not path.is_file():
         raise UserError(f"checkpoint={path} does not exist")
     if not config_path.is_file():
-        raise UserError(
-            f"checkpoint={path} lies in no run folder ({config_path} is missing): give the exported weights"
-        )
+        raise UserError(f"checkpoint={path} lies in no run folder: {config_path} is missing; give exported weights")
     config = OmegaConf.load(config_path)
     backbone = typed(BackboneConfig, config.backbone, "backbone")
     if expect is not None and expect.name != backbone.name:

@@ -65,7 +65,7 @@ def test_bad_training_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds tiny_resnet, not resnet18"):
         file_source(path, BackboneConfig(name="resnet18"))
     torch.save({"state_dict": {"method.backbone.stem": torch.zeros(1)}}, path)
-    with pytest.raises(UserError, match="does not fit tiny_resnet: .*Missing key"):
+    with pytest.raises(UserError, match=r"does not fit tiny_resnet: .*Missing key"):
         file_source(path)
 
 
