@@ -16,6 +16,9 @@ from ssl_toolkit.errors import UserError
 from ssl_toolkit.registry import Registry
 from ssl_toolkit.views.batch import ViewBatch
 
+FEW_CELLS = 9
+"""Maps with fewer cells than the smallest of the paper, 3 x 3, get a word of advice."""
+
 
 class MethodOutput(NamedTuple):
     """``loss`` is a float32 scalar with a graph; ``terms`` are detached, weighted parts of it; ``pooled`` ``(B, C)``
@@ -48,6 +51,10 @@ class Method(nn.Module):
         Raises:
             UserError: naming the option and the shapes.
         """
+
+    def advice(self, map_sizes: list[tuple[int, int]], num_large: int) -> list[str]:
+        """Sentences on what is allowed but unlikely to work well; printed before training."""
+        return []
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -157,3 +164,19 @@ class JointEmbedding(Method):
                         f"method.local.{key}: {kept} pairs asked of a {'large' if large else 'small'} view whose map "
                         f"has {height}x{width} = {height * width} cells; lower it, give a share below 1, or 0 for all"
                     )
+
+    def advice(self, map_sizes: list[tuple[int, int]], num_large: int) -> list[str]:
+        """Tiny maps, and small views with BatchNorm, which the authors of VICRegL could not train."""
+        found = []
+        height, width = map_sizes[0]
+        if self.local is not None and height * width < FEW_CELLS:
+            found.append(
+                f"maps of {height}x{width} cells leave little to match locally: larger views (views.groups.0.size) or "
+                "a finer backbone (backbone.stem=small for ResNets) give more"
+            )
+        if len(map_sizes) > num_large and self.backbone.norm == "batch":
+            found.append(
+                "small views with a BatchNorm backbone: VICRegL's authors could not make this combination train well "
+                "with VICReg and used it with ConvNeXts only"
+            )
+        return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ from torch import Tensor
 
 from ssl_toolkit.criteria import std_of
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.files import atomic_path
 from ssl_toolkit.progress import Bar, progress_bar
-
-Outputs = Mapping[str, Any]
-FIXED = ("step", "epoch", "loss", "lr", "images_per_second", "pooled_std")
 
 
 class MetricsFile(pl.Callback):
@@ -50,7 +47,7 @@ class MetricsFile(pl.Callback):
             rows = [row for row in csv.reader(file) if row]
         kept = [row for row in rows[1:] if row[0].isdigit() and int(row[0]) <= trainer.global_step]
         self._columns = rows[0] if rows and kept else []
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        with atomic_path(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(([self._columns, *kept]) if self._columns else [])
 
     def on_train_batch_end(

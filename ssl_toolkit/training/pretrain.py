@@ -162,6 +162,8 @@ def describe(parts: Parts, console: Console) -> None:
     ]
     for name, text in rows:
         console.print(f"  [bold]{name:<9}[/bold] {text}", highlight=False, soft_wrap=True)
+    for sentence in parts.method.advice(parts.map_sizes, parts.views.num_large):
+        console.print(f"  [bold yellow]note[/bold yellow]      {sentence}", highlight=False, soft_wrap=True)
 
 
 def resolved(config: DictConfig) -> DictConfig:

@@ -133,6 +133,13 @@ def test_gamma_above_the_cells_is_refused_before_work() -> None:
         method.check([(7, 7)], num_large=1)
 
 
+def test_advice_on_tiny_maps_and_small_views_with_batchnorm() -> None:
+    assert build("vicregl").advice([(7, 7), (7, 7)], 2) == []
+    assert "maps of 2x2 cells" in build("simclr_l").advice([(2, 2), (2, 2)], 2)[0]
+    assert build("simclr").advice([(2, 2), (2, 2)], 2) == []
+    assert "could not make this" in build("vicregl").advice([(7, 7), (7, 7), (3, 3)], 2)[0]
+
+
 def test_the_python_interface_reads_well() -> None:
     method = VICRegL(VICRegLConfig(alpha=0.9, expander=HeadConfig([16, 16, 16])), TinyBackbone())
     assert method.alpha == 0.9
