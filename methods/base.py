@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from ssl_toolkit.methods.heads import MLP, embed_cells
-from ssl_toolkit.methods.local import CellMap, LocalConfig, LocalCriterion, total
 from torch import Tensor, nn
 
 from ssl_toolkit.backbones.base import Backbone
 from ssl_toolkit.criteria import Criterion, Terms
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.methods.heads import MLP, embed_cells
+from ssl_toolkit.methods.local import CellMap, LocalConfig, LocalCriterion, total
 from ssl_toolkit.registry import Registry
 from ssl_toolkit.views.batch import ViewBatch
 

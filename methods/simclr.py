@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ssl_toolkit.methods.base import METHODS, HeadConfig, JointEmbedding
-
 from ssl_toolkit.backbones.base import Backbone
 from ssl_toolkit.criteria import ContrastiveCriterion
+from ssl_toolkit.methods.base import METHODS, HeadConfig, JointEmbedding
 
 
 @dataclass

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ssl_toolkit.backbones.base import Backbone
+from ssl_toolkit.criteria import ContrastiveCriterion
 from ssl_toolkit.methods.base import METHODS, HeadConfig, JointEmbedding
 from ssl_toolkit.methods.local import LocalConfig, resolve
 from ssl_toolkit.methods.simclr import SimCLRConfig
-
-from ssl_toolkit.backbones.base import Backbone
-from ssl_toolkit.criteria import ContrastiveCriterion
 
 
 @dataclass

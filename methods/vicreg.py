@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ssl_toolkit.methods.base import METHODS, HeadConfig, JointEmbedding
-from ssl_toolkit.methods.local import sums_sides
-
 from ssl_toolkit.backbones.base import Backbone
 from ssl_toolkit.criteria import VICRegCriterion
+from ssl_toolkit.methods.base import METHODS, HeadConfig, JointEmbedding
+from ssl_toolkit.methods.local import sums_sides
 
 
 def criterion_of(terms: str, config: VICRegConfig) -> VICRegCriterion:

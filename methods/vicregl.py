@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ssl_toolkit.backbones.base import Backbone
 from ssl_toolkit.methods.base import METHODS, HeadConfig, JointEmbedding
 from ssl_toolkit.methods.local import LocalConfig, resolve
 from ssl_toolkit.methods.vicreg import VICRegConfig, check_terms, criterion_of
-
-from ssl_toolkit.backbones.base import Backbone
 
 
 @dataclass

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from ssl_toolkit.methods import METHODS
 
 from ssl_toolkit.backbones import BackboneConfig, create_backbone
 from ssl_toolkit.config import choices, compose_config, expand, groups, leaf_keys
 from ssl_toolkit.data import DATASETS
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.methods import METHODS
 from ssl_toolkit.registry import Registry, typed
 from ssl_toolkit.training import TrainerConfig
 from ssl_toolkit.training.optimizers import OPTIMIZERS

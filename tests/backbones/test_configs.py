@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import ssl_toolkit.configs
 import torch
 from omegaconf import OmegaConf
 
+import ssl_toolkit.configs
 from ssl_toolkit.backbones import BackboneConfig, create_backbone
 from ssl_toolkit.errors import UserError
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from ssl_toolkit.methods import METHODS, Method
 from torch import nn
 
 from ssl_toolkit.criteria import gather_batch
+from ssl_toolkit.methods import METHODS, Method
 from ssl_toolkit.views.batch import ViewBatch
 from tests.helpers import TinyBackbone, random_batch
 

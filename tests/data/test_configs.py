@@ -2,9 +2,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import ssl_toolkit.configs
 from omegaconf import OmegaConf
 
+import ssl_toolkit.configs
 from ssl_toolkit.data import DATASETS, SPLITS, build_dataset
 from ssl_toolkit.errors import UserError
 

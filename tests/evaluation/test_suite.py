@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ssl_toolkit.configs
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
+import ssl_toolkit.configs
 from ssl_toolkit.backbones import create_backbone
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation import (

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ssl_toolkit.methods.local import CellMap, LocalConfig, LocalCriterion, resolve, total
 
 from ssl_toolkit.criteria import VICRegCriterion
 from ssl_toolkit.matching import CellAxes, cell_axes
+from ssl_toolkit.methods.local import CellMap, LocalConfig, LocalCriterion, resolve, total
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from ssl_toolkit.methods.local import PRESETS, CellMap, LocalConfig, LocalCriterion, resolve, total
 from torch import Tensor
 
 from ssl_toolkit.criteria import ContrastiveCriterion, Criterion, VICRegCriterion
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.matching import cell_axes
+from ssl_toolkit.methods.local import PRESETS, CellMap, LocalConfig, LocalCriterion, resolve, total
 from ssl_toolkit.registry import typed
 
 Maps = list[tuple[Tensor, list[list[float]], list[bool], tuple[int, int], bool]]

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+
+from ssl_toolkit.errors import UserError
 from ssl_toolkit.methods import METHODS, Method, VICRegL, VICRegLConfig
 from ssl_toolkit.methods.base import HeadConfig
 from ssl_toolkit.methods.heads import MLP, embed_cells
-
-from ssl_toolkit.errors import UserError
 from tests.helpers import TinyBackbone, random_batch
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ssl_toolkit.zoo import OFFICIAL_ARCHITECTURES, convert_official, load_official
 from torch import Tensor
 
 from ssl_toolkit.backbones import create_backbone
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.zoo import OFFICIAL_ARCHITECTURES, convert_official, load_official
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ARCHITECTURES = ["resnet50", "convnext_small"]
