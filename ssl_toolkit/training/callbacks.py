@@ -92,11 +92,12 @@ class TrainingBar(pl.Callback):
 
     Args:
         batch_size: global.
+        steps_per_epoch: for the epoch shown.
         title: in front of the bar.
     """
 
-    def __init__(self, batch_size: int, title: str, console: Console | None = None) -> None:
-        self.batch_size, self.title, self.console = batch_size, title, console
+    def __init__(self, batch_size: int, steps_per_epoch: int, title: str, console: Console | None = None) -> None:
+        self.batch_size, self.steps_per_epoch, self.title, self.console = batch_size, steps_per_epoch, title, console
         self._bar: Bar | None = None
         self._stack = ExitStack()
         self._last = 0.0
@@ -124,7 +125,8 @@ class TrainingBar(pl.Callback):
         if time.monotonic() - self._last > 0.25:
             self._last = time.monotonic()
             loss: Tensor = outputs["loss"]
-            note = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, loss {float(loss):.3f}"
+            epoch, epochs = (-(-steps // self.steps_per_epoch) for steps in (trainer.global_step, trainer.max_steps))
+            note = f"epoch {epoch}/{epochs}, loss {float(loss):.3f}"
         self._bar.advance(self.batch_size, note)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

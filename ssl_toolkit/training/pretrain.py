@@ -191,7 +191,7 @@ def _lightning_trainer(parts: Parts, run: Path, console: Console) -> pl.Trainer:
         devices=1 if parts.device.index is None else [parts.device.index],
         precision="bf16-mixed" if parts.dtype == torch.bfloat16 else "32-true",
         max_steps=parts.total_steps,
-        max_epochs=-(-parts.total_steps // parts.steps_per_epoch),
+        max_epochs=-1,  # steps alone decide: Lightning counts an epoch twice when resumed at its end
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -199,7 +199,7 @@ def _lightning_trainer(parts: Parts, run: Path, console: Console) -> pl.Trainer:
         use_distributed_sampler=False,
         callbacks=[
             MetricsFile(run / "metrics.csv", trainer.log_every, batch_size, parts.steps_per_epoch),
-            TrainingBar(batch_size, str(parts.config.method.name), console),
+            TrainingBar(batch_size, parts.steps_per_epoch, str(parts.config.method.name), console),
             checkpoint,
         ],
         default_root_dir=run,

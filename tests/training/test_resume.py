@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from rich.console import Console
 from safetensors.torch import load_file
@@ -45,14 +46,26 @@ def columns(path: Path) -> list[list[str]]:
     return [[v for i, v in enumerate(row) if i != skip] for row in rows]
 
 
-@pytest.mark.parametrize("step", [2, 4, 5])  # inside the first epoch, at its end, inside the second
-def test_resumed_equals_uninterrupted(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("step", "saves"),
+    [
+        (2, True),  # inside the first epoch
+        (4, True),  # at its end
+        (5, True),  # inside the second
+        (6, False),  # as kill -9 there: only the checkpoint of the first epoch's end is left
+    ],
+)
+def test_resumed_equals_uninterrupted(step: int, saves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = training.pretrain(config(tmp_path, "whole"), QUIET)
     with monkeypatch.context() as patch:
         stop_at(step, patch)
+        if not saves:
+            patch.setattr(ModelCheckpoint, "on_exception", lambda *_: None)
         with pytest.raises(Killed):
             training.pretrain(config(tmp_path, "stopped"), QUIET)
     stopped = tmp_path / "stopped"
+    left = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)
+    assert left["global_step"] == (step if saves else 4)
     assert not (stopped / "backbone.safetensors").exists()
     training.resume(stopped, training.read_run_config(stopped), QUIET)
 
