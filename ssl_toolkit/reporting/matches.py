@@ -267,18 +267,6 @@ def match_figure(example: MatchExample, kind: Kind, count: int = 10, limit: floa
     return figure
 
 
-def match_overlay(examples: Sequence[MatchExample], count: int = 10) -> Figure:
-    """One row for each example: left by location, right by feature, one colour scale for all."""
-    limit = error_limit(examples, count)
-    width, height = BLOCK_SIZE
-    figure = Figure(figsize=(2 * width, height * len(examples)), layout="constrained")
-    parts = figure.subfigures(len(examples), 2, squeeze=False)
-    for row, example in zip(parts, examples):
-        for part, kind in zip(row, KINDS):
-            draw_matches(part, example, kind, count, limit)
-    return figure
-
-
 def describe(example: MatchExample, kind: Kind, count: int = 10) -> str:
     """The figure in a sentence: mean true error of the matches drawn, of all kept ones, and a cell's size."""
     errors, best = example.errors(kind), example.best(kind, count)

@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -120,35 +119,6 @@ def curve_panel(runs: Sequence[RunFolder], column: str) -> Figure:
     """One column of ``metrics.csv`` of all ``runs``, without a legend."""
     figure = Figure(figsize=(3.4, 2.2), layout="constrained")
     draw_curve(figure.subplots(), runs, column, range(len(runs)))
-    return figure
-
-
-def training_curves(runs: Sequence[RunFolder], labels: Sequence[str] | None = None, columns: int = 3) -> Figure:
-    """Loss, every term, learning rate and throughput as small multiples, with a legend for several runs.
-
-    Args:
-        labels: names in the legend; the runs' own by default.
-        columns: panels side by side.
-    """
-    names = curve_columns(runs)
-    rows = max(1, math.ceil(len(names) / columns))
-    figure = Figure(figsize=(2.4 * columns, 1.9 * rows + 0.3), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, name in zip(panels, names):
-        draw_curve(axes, runs, name, range(len(runs)))
-    for axes in panels[len(names) :]:
-        axes.set_axis_off()
-    if len(runs) > 1:
-        styles = [series_style(i) for i in range(len(runs))]
-        lines = [Line2D([], [], color=colour, lw=LINE_WIDTH, dashes=dashes) for colour, dashes in styles]
-        figure.legend(
-            lines,
-            [shorten(text, 40) for text in labels or [run.label for run in runs]],
-            loc="outside lower center",
-            ncols=3,
-            fontsize=8,
-            frameon=False,
-        )
     return figure
 
 

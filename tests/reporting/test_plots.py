@@ -53,11 +53,11 @@ def test_running_mean_equals_a_loop(count: int) -> None:
     np.testing.assert_allclose(plots.running_mean(np.ones(count), 5), 1)
 
 
-def test_training_curves_is_a_legible_png(runs: list[Path]) -> None:
-    figure = plots.training_curves([RunFolder.read(path) for path in runs[1:]])
+def test_a_curve_is_a_legible_png(runs: list[Path]) -> None:
+    figure = plots.curve_panel([RunFolder.read(path) for path in runs[1:]], "loss")
     image = Image.open(io.BytesIO(plots.png(figure)))
-    assert image.width >= 700
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["vicreg", "vicregl"]
+    assert image.width >= 400
+    assert len(figure.axes[0].get_lines()) >= 2
 
 
 def test_bars_are_the_values(runs: list[Path]) -> None:
