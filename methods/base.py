@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ssl_toolkit.backbones.base import Backbone
-from ssl_toolkit.criteria import Criterion, Terms
+from ssl_toolkit.criteria import Criterion
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.methods.heads import MLP, embed_cells
-from ssl_toolkit.methods.local import CellMap, LocalConfig, LocalCriterion, total
+from ssl_toolkit.methods.local import CellMap, LocalConfig, LocalCriterion
 from ssl_toolkit.registry import Registry
 from ssl_toolkit.views.batch import ViewBatch
 
@@ -21,12 +22,19 @@ FEW_CELLS = 9
 
 
 class MethodOutput(NamedTuple):
-    """``loss`` is a float32 scalar with a graph; ``terms`` are detached, weighted parts of it; ``pooled`` ``(B, C)``
-    are the detached representations of the first view, for probes and monitors."""
+    """What one step gives.
+
+    Attributes:
+        loss: float32 scalar with a graph.
+        terms: detached, weighted parts of it.
+        pooled: ``(B, C)``, the detached representations of the first view, for probes and monitors.
+        statistics: computes other numbers worth logging, scalars by name, for this batch; costs nothing until called.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
     pooled: Tensor
+    statistics: Callable[[], dict[str, Tensor]] = dict
 
 
 class Method(nn.Module):
@@ -90,7 +98,7 @@ class JointEmbedding(Method):
         head: of the global embedding (the expander, or SimCLR's projector).
         criterion: for the embeddings and for matched local vectors.
         alpha: weight of the global criterion.
-        local: options of the local criterion, resolved; None or ``matching=none`` builds none of it.
+        local: options of the local criterion, resolved; None, ``matching=none`` or weights of 0 build none of it.
         local_head: of the local embedding (the local projector).
         local_criterion: for matched local vectors, where it differs from ``criterion``.
     """
@@ -112,7 +120,7 @@ class JointEmbedding(Method):
         self.backbone = backbone
         self.criterion = criterion
         self.alpha = alpha
-        wanted = local is not None and local.matching != "none" and alpha < 1.0
+        wanted = local is not None and local.kinds() and alpha < 1.0
         self.local = LocalCriterion(local, local_criterion or criterion) if local and wanted else None
         # With alpha 0 the head would get no gradient, which DDP refuses.
         self.head = head.build(backbone) if self.local is None or alpha > 0 else None
@@ -126,12 +134,12 @@ class JointEmbedding(Method):
         """Loss of one batch of normalised views; see the class."""
         features = [self.backbone(view.image) for view in batch.views]
         parts: list[Tensor] = []
-        terms: Terms = {}
+        terms: dict[str, Tensor] = {}
+        statistics: Callable[[], dict[str, Tensor]] = dict
         if self.head is not None:
-            embeddings = [self.head(f.pooled) for f in features]
-            global_terms = self.criterion.views(embeddings, batch.num_large)
-            parts.append((self.alpha if self.local is not None else 1.0) * total(global_terms))
-            terms |= {f"global_{name}": value for name, value in global_terms.items()}
+            whole = self.criterion.views([self.head(f.pooled) for f in features], batch.num_large)
+            parts.append((self.alpha if self.local is not None else 1.0) * whole.total)
+            terms |= {f"global_{name}": value for name, value in whole.terms.items()}
         if self.local is not None:
             maps = [
                 CellMap(
@@ -141,11 +149,10 @@ class JointEmbedding(Method):
                 )
                 for i, f in enumerate(features)
             ]
-            local_terms = self.local(maps)
-            parts.append((1.0 - self.alpha) * total(local_terms))
-            terms |= local_terms
-        loss = torch.stack(parts).sum()
-        return MethodOutput(loss, {k: v.detach() for k, v in terms.items()}, features[0].pooled.detach())
+            cells, statistics = self.local.evaluate(maps)
+            parts.append((1.0 - self.alpha) * cells.total)
+            terms |= cells.terms
+        return MethodOutput(torch.stack(parts).sum(), terms, features[0].pooled.detach(), statistics)
 
     def check(self, map_sizes: list[tuple[int, int]], num_large: int) -> None:
         """Refuse a single view, and a gamma above the cells of a map."""
@@ -155,7 +162,7 @@ class JointEmbedding(Method):
             return
         for view, (height, width) in enumerate(map_sizes):
             for kind, key in (("location", "gamma"), ("feature", "feature_gamma")):
-                if self.local.config.matching not in (kind, "both"):
+                if kind not in dict(self.local.config.kinds()):
                     continue
                 large = view < num_large
                 kept = self.local.kept_pairs(kind, large, min(view, 1), height * width)

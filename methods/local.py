@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssl_toolkit.criteria import Criterion, Terms, full_precision, no_autocast
+from ssl_toolkit.criteria import Criterion, Loss, Matching, full_precision, matched_loss, view_pairs
 from ssl_toolkit.errors import unknown
 from ssl_toolkit.matching import (
     CellAxes,
     Matches,
+    Nearest,
     cell_axes,
-    feature_matches,
-    location_matches,
-    matched_vectors,
+    match_statistics,
+    nearest_features,
+    nearest_locations,
     squared_distances,
+    top_gamma,
+    within,
 )
 from ssl_toolkit.views.batch import ViewBatch
 
@@ -39,6 +42,9 @@ class LocalConfig:
             view of a pair and the second to the other, as the published code does whatever their sizes.
         flip_aware: whether the location grid of a flipped view runs from right to left.
         sum_directions: True adds the two directions of a match (Eq. 4), False averages them.
+        max_distance: location pairs whose centres are farther apart are not pulled together, though they still count in
+            the statistics of their slot; in diagonals of a cell, the larger of the two views' (PixPro uses 0.7). None,
+            the default and what the paper does, pulls all of them together, also those of crops that do not overlap.
         order: slots in ``raster`` or ``distance`` order; variance and covariance are computed per slot.
     """
 
@@ -50,6 +56,7 @@ class LocalConfig:
     gamma_by: str | None = None
     flip_aware: bool | None = None
     sum_directions: bool | None = None
+    max_distance: float | None = None
     order: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +68,10 @@ class LocalConfig:
             value = getattr(self, key)
             if value is not None and value not in valid:
                 raise unknown(f"local.{key}", value, valid)
+        if self.max_distance is not None and not self.max_distance > 0:
+            raise ValueError(f"local.max_distance must be positive, in cell diagonals, not {self.max_distance}")
+        if min(self.location_weight, self.feature_weight) < 0:
+            raise ValueError("local.location_weight and local.feature_weight must not be negative")
         for key in ("gamma", "feature_gamma"):
             value = getattr(self, key)
             if value is not None and (len(value) != 2 or any(v < 0 or (v > 1 and v % 1) for v in value)):
@@ -69,11 +80,15 @@ class LocalConfig:
                     f"not {list(value)}"
                 )
 
+    def kinds(self) -> list[tuple[str, float]]:
+        """Kinds of matching that are switched on, with their weights."""
+        weights = {"location": self.location_weight, "feature": self.feature_weight}
+        return [(k, w) for k, w in weights.items() if self.matching in ("both", k) and w]
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Flip-aware; gamma the paper's share of any map (20 of 7 x 7, 4 of 3 x 3); feature matches unfiltered, which
-    # measured
-    # better than top-gamma.
+    # measured better than top-gamma.
     "ours": {
         "gamma": [0.41, 0.41],
         "feature_gamma": [0.0, 0.0],
@@ -120,7 +135,7 @@ def resolve(config: LocalConfig, preset: str) -> LocalConfig:
 
 @dataclass(frozen=True)
 class CellMap:
-    """Embedded cells of one view: ``vectors`` ``(B, H * W, D)`` and where they lie."""
+    """Embedded cells of one view: ``vectors`` ``(B, H * W, D)`` and where they lie, flips included."""
 
     vectors: Tensor
     axes: CellAxes
@@ -146,66 +161,100 @@ class LocalCriterion:
     def locate(self, batch: ViewBatch, view: int, size: tuple[int, int]) -> CellAxes:
         """Cell centres of a view's feature map of ``size`` (height, width)."""
         chosen = batch.views[view]
-        flip = chosen.flip if self.config.flip_aware else None
-        return cell_axes(chosen.box, size[0], size[1], flip)
+        return cell_axes(chosen.box, size[0], size[1], chosen.flip)
+
+    def _gammas(self, kind: str) -> tuple[float, float]:
+        gamma = self.config.gamma if kind == "location" else self.config.feature_gamma
+        assert gamma is not None
+        return gamma[0], gamma[1]
 
     def kept_pairs(self, kind: str, query_large: bool, argument: int, cells: int) -> int | None:
         """How many pairs to keep when matching from a view of this size, at this position of the pair; None for all."""
-        gamma = self.config.gamma if kind == "location" else self.config.feature_gamma
-        assert gamma is not None
         first = query_large if self.config.gamma_by == "size" else argument == 0
-        value = gamma[0 if first else 1]
+        value = self._gammas(kind)[0 if first else 1]
         if value == 0:
             return None
         return max(1, round(value * cells)) if value < 1 else int(value)
 
-    def matches(self, x: CellMap, y: CellMap, kind: str) -> tuple[Matches, Matches]:
-        """Matches from ``x`` to ``y`` and from ``y`` to ``x``, ``kind`` being ``location`` or ``feature``."""
-        forward = self.kept_pairs(kind, x.large, 0, x.vectors.shape[1])
-        backward = self.kept_pairs(kind, y.large, 1, y.vectors.shape[1])
-        order = str(self.config.order)
-        if kind == "location":
-            return (
-                location_matches(x.axes, y.axes, forward, order),
-                location_matches(y.axes, x.axes, backward, order),
-            )
-        with no_autocast(x.vectors):
-            squared = squared_distances(full_precision(x.vectors), full_precision(y.vectors))
-        return feature_matches(squared, forward, order), feature_matches(squared.mT, backward, order)
+    def __call__(self, maps: Sequence[CellMap]) -> Loss:
+        """Loss of all views, large ones first, its terms named ``location_<term>`` and ``feature_<term>``."""
+        return self.evaluate(maps)[0]
 
-    def _kinds(self) -> Iterator[tuple[str, float]]:
-        if self.config.matching in ("both", "location"):
-            yield "location", self.config.location_weight
-        if self.config.matching in ("both", "feature"):
-            yield "feature", self.config.feature_weight
+    def evaluate(self, maps: Sequence[CellMap]) -> tuple[Loss, Callable[[], dict[str, Tensor]]]:
+        """The loss, and a function that computes `match_statistics` of this batch, averaged over its pairs."""
+        vectors = [full_precision(m.vectors) for m in maps]
+        true_axes = [m.axes for m in maps]
+        axes = true_axes if self.config.flip_aware else [_unflipped(a) for a in true_axes]
+        large = [m.large for m in maps]
+        directions = list(self._directions(axes, large, [v.detach() for v in vectors]))
+        loss = matched_loss(self.criterion, vectors, [self._matching(axes, d) for d in directions])
+        return loss, lambda: _statistics(true_axes, directions)
 
-    def _pairs(self, maps: Sequence[CellMap]) -> list[tuple[int, int, float]]:
+    def _matching(self, axes: Sequence[CellAxes], d: Direction) -> Matching:
+        """A direction as the criterion takes it."""
+        valid = None
+        if d.kind == "location" and self.config.max_distance is not None:
+            valid = within(d.kept, axes[d.x], axes[d.y], self.config.max_distance)
+        every = self.config.order == "raster" and d.kept.key.shape == d.nearest.key.shape
+        return Matching(d.kind, d.x, d.y, None if every else d.kept.query, d.kept.key, d.weight, valid)
+
+    def _directions(
+        self, axes: Sequence[CellAxes], large: Sequence[bool], vectors: Sequence[Tensor]
+    ) -> Iterator[Direction]:
+        """All matchings between pairs of views, each pair's distances computed once."""
+        share = 1.0 if self.config.sum_directions else 0.5
+        for kind, kind_weight in self.config.kinds():
+            cache: dict[tuple[int, int], Nearest] = {}
+            for m, n, pair_weight in self._pairs(large, kind):
+                if (m, n) not in cache:
+                    cache[m, n], cache[n, m] = _nearest(kind, axes, vectors, m, n)
+                for argument, (x, y) in enumerate(((m, n), (n, m))):
+                    nearest = cache[x, y]
+                    gamma = self.kept_pairs(kind, large[x], argument, nearest.key.shape[1])
+                    kept = top_gamma(nearest, gamma, str(self.config.order))
+                    yield Direction(kind, x, y, pair_weight * kind_weight * share, nearest, kept)
+
+    def _pairs(self, large: Sequence[bool], kind: str) -> list[tuple[int, int, float]]:
         """Pairs with their weight; (m, n) and (n, m) are one pair of weight two unless gamma depends on the order."""
-        num_large = sum(m.large for m in maps)
-        ordered = [(m, n) for m in range(num_large) for n in range(len(maps)) if n != m]
-        if self.config.gamma_by == "argument":
+        num_large = sum(large)
+        ordered = view_pairs(len(large), num_large)
+        first, second = self._gammas(kind)
+        if self.config.gamma_by == "argument" and first != second:
             return [(m, n, 1 / len(ordered)) for m, n in ordered]
         return [(m, n, (2 if n < num_large else 1) / len(ordered)) for m, n in ordered if m < n]
 
-    def __call__(self, maps: Sequence[CellMap]) -> Terms:
-        """Terms of all views, large ones first, named ``location_<term>`` and ``feature_<term>``, weighted."""
-        terms: Terms = {}
-        directions = 1.0 if self.config.sum_directions else 0.5
-        for m, n, pair_weight in self._pairs(maps):
-            x, y = maps[m], maps[n]
-            for kind, weight in self._kinds():
-                forward, backward = self.matches(x, y, kind)
-                for a, b, match in ((x, y, forward), (y, x, backward)):
-                    values = self.criterion.pair(
-                        matched_vectors(a.vectors, match.query), matched_vectors(b.vectors, match.key)
-                    )
-                    for name, value in values.items():
-                        key = f"{kind}_{name}"
-                        scaled = pair_weight * weight * directions * value
-                        terms[key] = terms[key] + scaled if key in terms else scaled
-        return terms
+
+class Direction(NamedTuple):
+    """Matches of one kind from view ``x`` to view ``y``: of every cell, and those kept."""
+
+    kind: str
+    x: int
+    y: int
+    weight: float
+    nearest: Nearest
+    kept: Matches
 
 
-def total(terms: Terms) -> Tensor:
-    """Sum of weighted terms."""
-    return torch.stack(list(terms.values())).sum()
+def _unflipped(axes: CellAxes) -> CellAxes:
+    """The grid as if no view had been mirrored."""
+    return axes._replace(x=axes.x.sort(dim=1).values)
+
+
+def _nearest(kind: str, axes: Sequence[CellAxes], vectors: Sequence[Tensor], m: int, n: int) -> tuple[Nearest, Nearest]:
+    """From view ``m`` to ``n`` and back."""
+    if kind == "location":
+        return nearest_locations(axes[m], axes[n]), nearest_locations(axes[n], axes[m])
+    squared = squared_distances(vectors[m], vectors[n])
+    return nearest_features(squared), nearest_features(squared.mT)
+
+
+def _statistics(axes: Sequence[CellAxes], directions: Sequence[Direction]) -> dict[str, Tensor]:
+    """`match_statistics` of every direction of every pair of views, averaged where they are defined."""
+    by_pair: dict[tuple[int, int], dict[str, Nearest | Matches]] = {}
+    for d in directions:
+        by_pair.setdefault((d.x, d.y), {}).update({d.kind: d.nearest, f"kept_{d.kind}": d.kept})
+    found: dict[str, list[Tensor]] = {}
+    for (x, y), options in by_pair.items():
+        for name, value in match_statistics(axes[x], axes[y], **options).items():  # type: ignore[arg-type]
+            found.setdefault(name, []).append(value)
+    return {f"match_{name}": torch.stack(values).nanmean() for name, values in found.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ssl_toolkit.backbones.base import Backbone
-from ssl_toolkit.criteria import ContrastiveCriterion
+from ssl_toolkit.criteria import ContrastiveCriterion, check_temperature
 from ssl_toolkit.methods.base import METHODS, HeadConfig, JointEmbedding
 
 
@@ -22,8 +22,7 @@ class SimCLRConfig:
     temperature: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {self.temperature}")
+        check_temperature(self.temperature)
 
 
 @METHODS.register("simclr", SimCLRConfig)

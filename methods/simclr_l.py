@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ssl_toolkit.backbones.base import Backbone
-from ssl_toolkit.criteria import ContrastiveCriterion
+from ssl_toolkit.criteria import ContrastiveCriterion, check_temperature
 from ssl_toolkit.methods.base import METHODS, HeadConfig, JointEmbedding
 from ssl_toolkit.methods.local import LocalConfig, resolve
 from ssl_toolkit.methods.simclr import SimCLRConfig
@@ -33,8 +33,7 @@ class SimCLRLConfig(SimCLRConfig):
         super().__post_init__()
         if self.local_temperature is None:
             self.local_temperature = self.temperature
-        if self.local_temperature <= 0:
-            raise ValueError(f"local_temperature must be positive, not {self.local_temperature}")
+        check_temperature(self.local_temperature, "local_temperature")
         self.local = resolve(self.local, self.preset)
 
 

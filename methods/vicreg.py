@@ -21,9 +21,9 @@ def criterion_of(terms: str, config: VICRegConfig) -> VICRegCriterion:
 
 
 def check_terms(key: str, terms: str) -> None:
-    """``terms`` must be letters of ``vic``, each once, invariance among them."""
-    if not terms or set(terms) - set("vic") or len(set(terms)) != len(terms) or "i" not in terms:
-        raise ValueError(f"{key} must be i, vi, ic or vic (variance, invariance, covariance), not {terms!r}")
+    """``terms`` must be letters of ``vic``, each once."""
+    if not terms or set(terms) - set("vic") or len(set(terms)) != len(terms):
+        raise ValueError(f"{key} must be letters of vic (variance, invariance, covariance), such as vi, not {terms!r}")
 
 
 @dataclass
@@ -47,9 +47,7 @@ class VICRegConfig:
 
     def __post_init__(self) -> None:
         check_terms("terms", self.terms)
-        if min(self.invariance, self.variance, self.covariance) < 0:
-            raise ValueError("invariance, variance and covariance must not be negative")
-        sums_sides(self.preset)
+        criterion_of(self.terms, self)
 
 
 @METHODS.register("vicreg", VICRegConfig)

@@ -30,6 +30,7 @@ class VICRegLConfig(VICRegConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_terms("local_terms", self.local_terms)
+        criterion_of(self.local_terms, self)
         self.local = resolve(self.local, self.preset)
 
 

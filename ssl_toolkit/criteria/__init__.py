@@ -1,33 +1,30 @@
 """Losses as pure functions on ``(..., N, D)``, exact on the global batch of all processes."""
 
-from ssl_toolkit.criteria.distributed import gather_batch, world_size
-from ssl_toolkit.criteria.families import ContrastiveCriterion, Criterion, Terms, VICRegCriterion, view_pairs
-from ssl_toolkit.criteria.ntxent import nt_xent
+from ssl_toolkit.criteria.distributed import world_size
+from ssl_toolkit.criteria.families import ContrastiveCriterion, Criterion, Groups, VICRegCriterion, view_pairs
+from ssl_toolkit.criteria.loss import Loss, NonFiniteError
+from ssl_toolkit.criteria.matched import Matching, matched_loss
+from ssl_toolkit.criteria.ntxent import check_temperature, nt_xent
 from ssl_toolkit.criteria.precision import full_precision, no_autocast
-from ssl_toolkit.criteria.vicreg import (
-    check_pair,
-    covariance,
-    invariance,
-    std_of,
-    variance,
-    variance_covariance,
-)
+from ssl_toolkit.criteria.vicreg import covariance, invariance, std_of, variance
 
 __all__ = [
     "ContrastiveCriterion",
     "Criterion",
-    "Terms",
+    "Groups",
+    "Loss",
+    "Matching",
+    "NonFiniteError",
     "VICRegCriterion",
-    "check_pair",
+    "check_temperature",
     "covariance",
     "full_precision",
-    "gather_batch",
     "invariance",
+    "matched_loss",
     "no_autocast",
     "nt_xent",
     "std_of",
     "variance",
-    "variance_covariance",
     "view_pairs",
     "world_size",
 ]

@@ -1,26 +1,59 @@
-"""The two criteria as methods use them: on all views of a batch, and on a set of matched local vectors."""
+"""The two criteria as methods use them: on all views of a batch, and on groups of matched vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ssl_toolkit.criteria.distributed import gather_batch
-from ssl_toolkit.criteria.ntxent import nt_xent
-from ssl_toolkit.criteria.precision import full_precision, no_autocast
-from ssl_toolkit.criteria.vicreg import (
-    check_pair,
-    covariance,
-    invariance,
-    variance,
-    variance_covariance,
-)
+from ssl_toolkit.criteria.distributed import gather_rows, own_rows, require_same, world_size
+from ssl_toolkit.criteria.loss import Loss, Parts, evaluate
+from ssl_toolkit.criteria.ntxent import Pair, check_temperature, contrast
+from ssl_toolkit.criteria.vicreg import spread
 
-Terms = dict[str, Tensor]
+INVARIANCE_CHUNK = 2**21
+"""Bytes of all views' rows that are compared at a time, so that they stay in cache."""
+
+
+class Groups(NamedTuple):
+    """A criterion on groups of matched pairs: sums over the groups of its weighted terms, and the gradient
+    ``(2, G, N, D)`` of ``scale`` times those sums."""
+
+    terms: dict[str, Tensor]
+    gradient: Tensor | None
+    cancelled: Tensor | None = None
+
+
+class Criterion(Protocol):
+    """A family of losses on grouped vectors. Terms come weighted, so that a loss is their plain sum."""
+
+    def views(self, embeddings: Sequence[Tensor], num_large: int) -> Loss:
+        """Loss of the embeddings ``(B, D)`` of all views, large ones first."""
+        ...
+
+    def groups(
+        self,
+        pairs: Tensor,
+        *,
+        scale: float = 1.0,
+        first_times: float = 1.0,
+        emphasis: Tensor | None = None,
+        gradient: bool = True,
+    ) -> Groups:
+        """The criterion on groups of matched vectors, whole ones, without a graph.
+
+        Args:
+            pairs: ``(2, G, N, D)``: ``pairs[0]`` and what it was matched with.
+            scale: factor on the gradient, not on the terms.
+            first_times: how often the statistics of ``pairs[0]`` alone count. A map that is compared with several
+                others appears in all those pairs, and its statistics need computing once.
+            emphasis: ``(G, N)``, how much each pair is pulled together; None for 1.
+            gradient: whether to compute it.
+        """
+        ...
 
 
 def view_pairs(num_views: int, num_large: int) -> list[tuple[int, int]]:
@@ -28,16 +61,26 @@ def view_pairs(num_views: int, num_large: int) -> list[tuple[int, int]]:
     return [(m, n) for m in range(num_large) for n in range(num_views) if n != m]
 
 
-class Criterion(Protocol):
-    """A family of losses on grouped vectors. Terms come weighted, so that a loss is their plain sum."""
+def _unordered(num_views: int, num_large: int) -> list[Pair]:
+    """The same pairs, each once, with its share: (m, n) and (n, m) have the same loss."""
+    ordered = view_pairs(num_views, num_large)
+    return [Pair(m, n, (1 + (n < num_large)) / len(ordered)) for m, n in ordered if m < n]
 
-    def views(self, embeddings: Sequence[Tensor], num_large: int) -> Terms:
-        """Terms of the embeddings ``(B, D)`` of all views, large ones first."""
-        ...
 
-    def pair(self, x: Tensor, y: Tensor) -> Terms:
-        """Terms of matched vectors ``(G, B, D)``, averaged over the G groups."""
-        ...
+def check_embeddings(embeddings: Sequence[Tensor], num_large: int) -> None:
+    """Refuse embeddings that no criterion is defined on.
+
+    Raises:
+        ValueError: naming the argument and the shapes.
+    """
+    shapes = [tuple(e.shape) for e in embeddings]
+    if len(embeddings) < 2 or not 1 <= num_large <= len(embeddings):
+        raise ValueError(f"embeddings: two views or more are needed, one of them large, not {num_large} of {shapes}")
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or not all(e.is_floating_point() for e in embeddings):
+        raise ValueError(f"embeddings must be floating point and share a shape (B, D), not {shapes}")
+    require_same("embeddings", [shapes[0][0], len(shapes), shapes[0][1]], embeddings[0].device)
+    if shapes[0][0] * world_size() < 2:
+        raise ValueError(f"embeddings: batch statistics need a global batch of 2 or more, not {shapes}")
 
 
 @dataclass(frozen=True)
@@ -56,53 +99,113 @@ class VICRegCriterion:
     covariance: float = 1.0
     sum_sides: bool = False
 
-    def _spread(self, x: Tensor) -> Terms:
-        """Weighted variance and covariance of each group, those that have a weight."""
-        if self.variance and self.covariance:
-            var, cov = variance_covariance(x)
-            return {"variance": self.variance * var, "covariance": self.covariance * cov}
-        if self.variance:
-            return {"variance": self.variance * variance(x)}
-        return {"covariance": self.covariance * covariance(x)}
+    def __post_init__(self) -> None:
+        weights = (self.invariance, self.variance, self.covariance)
+        if min(weights) < 0 or not any(weights):
+            raise ValueError(f"invariance, variance and covariance must not be negative, nor all 0, not {weights}")
 
-    def views(self, embeddings: Sequence[Tensor], num_large: int) -> Terms:
-        """Invariance is the mean over ordered pairs; the others are the mean over views or over pairs of sums."""
-        pairs = view_pairs(len(embeddings), num_large)
-        with no_autocast(embeddings[0]):
-            local = [full_precision(e) for e in embeddings]
-            check_pair(local[0], local[1])
-            terms: Terms = {}
-            if self.invariance:
-                # (m, n) and (n, m) are equal: large pairs once with weight two.
-                values = [(1 + (n < num_large)) * invariance(local[m], local[n]) for m, n in pairs if m < n]
-                terms["invariance"] = self.invariance * torch.stack(values).sum() / len(pairs)
-            if not (self.variance or self.covariance):
-                return terms
-            # How often each view stands on either side of a pair, as a share; sums to 1.
-            counts = [sum(v in pair for pair in pairs) for v in range(len(embeddings))]
-            shares = [c / sum(counts) if self.sum_sides else 1 / len(embeddings) for c in counts]
-            scale = 2.0 if self.sum_sides else 1.0
-            spreads = [self._spread(gather_batch(e)) for e in local]
-            for name in spreads[0]:
-                parts = [share * spread[name] for share, spread in zip(shares, spreads)]
-                terms[name] = scale * torch.stack(parts).sum()
-        return terms
+    def _terms(self, invariance: Tensor, variance: Tensor, covariance: Tensor) -> dict[str, Tensor]:
+        """Those that have a weight, weighted."""
+        named = {"invariance": invariance, "variance": variance, "covariance": covariance}
+        return {name: getattr(self, name) * value for name, value in named.items() if getattr(self, name)}
 
-    def pair(self, x: Tensor, y: Tensor) -> Terms:
-        """Each slot is a group: its statistics are over the batch, then averaged over slots."""
-        scale = 1.0 if self.sum_sides else 0.5
-        with no_autocast(x):
-            x, y = full_precision(x), full_precision(y)
-            check_pair(x, y)
-            terms: Terms = {}
+    def views(self, embeddings: Sequence[Tensor], num_large: int) -> Loss:
+        """Invariance is the mean over ordered pairs; the others are the mean over views or over pairs of sums.
+
+        Raises:
+            ValueError: shapes that differ, between views or processes, a global batch of one, values not finite.
+        """
+        check_embeddings(embeddings, num_large)
+        pairs = _unordered(len(embeddings), num_large)
+
+        def compute(inputs: list[Tensor], gradient: bool) -> Parts:
+            count, batch = len(inputs), inputs[0].shape[0]
+            # How often each view stands on either side of a pair, as a share; twice the mean adds both sides.
+            shares = [1 / count] * count
+            if self.sum_sides:
+                shares = [sum(p.weight for p in pairs if v in p[:2]) for v in range(count)]
+            zero = inputs[0].new_zeros(())
+            variance, covariance, gradients, cancelled = zero, zero, [], zero.bool()
+            for x, share in zip(inputs, shares):
+                found = spread(
+                    gather_rows(x)[None],
+                    share * self.variance,
+                    share * self.covariance,
+                    rows=own_rows(batch),
+                    gradient=gradient,
+                )
+                variance, covariance = variance + share * found.variance[0], covariance + share * found.covariance[0]
+                cancelled = cancelled | found.cancelled
+                gradients += [] if found.gradient is None else [found.gradient[0]]
+            invariance = zero
             if self.invariance:
-                terms["invariance"] = self.invariance * invariance(x, y).mean()
-            if not (self.variance or self.covariance):
-                return terms
-            # Both sides are groups alike: one pass over twice as many.
-            spread = self._spread(gather_batch(torch.cat((x, y))))
-            terms |= {name: scale * 2 * value.mean() for name, value in spread.items()}
-        return terms
+                invariance = _pull_together(inputs, pairs, self.invariance, gradients)
+            return Parts(self._terms(invariance, variance, covariance), gradients, cancelled)
+
+        return evaluate("embeddings", embeddings, compute)
+
+    def groups(
+        self,
+        pairs: Tensor,
+        *,
+        scale: float = 1.0,
+        first_times: float = 1.0,
+        emphasis: Tensor | None = None,
+        gradient: bool = True,
+    ) -> Groups:
+        """See `Criterion`; each group's statistics are its own."""
+        share = 1.0 if self.sum_sides else 0.5
+        zero = pairs.new_zeros(())
+        variance, covariance, cancelled = zero, zero, zero.bool()
+        parts = []
+        # Both sides are groups alike: one pass over twice as many, where they count alike.
+        sides = [(pairs.flatten(0, 1), 1.0)] if first_times == 1 else [(pairs[0], first_times), (pairs[1], 1.0)]
+        for side, times in sides:
+            weight = scale * share * times
+            found = spread(side, weight * self.variance, weight * self.covariance, gradient=gradient)
+            variance = variance + share * times * found.variance.sum()
+            covariance = covariance + share * times * found.covariance.sum()
+            cancelled = cancelled | found.cancelled
+            parts += [] if found.gradient is None else [found.gradient]
+        difference = pairs[0] - pairs[1]
+        size = pairs.shape[-2] * pairs.shape[-1]
+        pulled = difference if emphasis is None else difference * emphasis[..., None]
+        invariance = torch.linalg.vecdot(pulled, difference).sum() / size
+        terms = self._terms(invariance, variance, covariance)
+        if not parts:
+            return Groups(terms, None, cancelled)
+        result = (parts[0] if len(parts) == 1 else torch.cat(parts)).view_as(pairs)
+        slope = 2 * scale * self.invariance / size
+        result[0].add_(pulled, alpha=slope)
+        result[1].sub_(pulled, alpha=slope)
+        return Groups(terms, result, cancelled)
+
+
+def _pull_together(inputs: list[Tensor], pairs: Sequence[Pair], weight: float, gradients: list[Tensor]) -> Tensor:
+    """This process's share of the weighted mean squared distance over ``pairs``; adds ``weight`` times its gradient.
+
+    The sum over pairs is a quadratic form of the views with the pairs' graph Laplacian, taken of the differences to the
+    first view so that nothing cancels.
+    """
+    count, (batch, dim) = len(inputs), inputs[0].shape
+    laplacian = torch.zeros(count, count, dtype=inputs[0].dtype)
+    for m, n, share in pairs:
+        laplacian[m, m] += share
+        laplacian[n, n] += share
+        laplacian[m, n] -= share
+        laplacian[n, m] -= share
+    laplacian = laplacian.to(inputs[0].device)
+    scale = 1 / (batch * dim * world_size())
+    value = inputs[0].new_zeros(())
+    step = max(1, INVARIANCE_CHUNK // (count * dim * inputs[0].element_size()))
+    for start in range(0, batch, step):
+        rows = slice(start, start + step)
+        offsets = torch.stack([x[rows] - inputs[0][rows] for x in inputs])
+        pulled = (laplacian @ offsets.flatten(1)).view_as(offsets)
+        value = value + scale * (pulled * offsets).sum()
+        for gradient, pull in zip(gradients, pulled):
+            gradient[rows].add_(pull, alpha=2 * weight * scale)
+    return value
 
 
 @dataclass(frozen=True)
@@ -110,25 +213,47 @@ class ContrastiveCriterion:
     """NT-Xent on any number of views or matched vectors; negatives come from the global batch.
 
     Attributes:
-        temperature: of the cosine similarities.
+        temperature: of the cosine similarities, at least 0.003.
     """
 
     temperature: float = 0.2
 
-    def views(self, embeddings: Sequence[Tensor], num_large: int) -> Terms:
-        """Mean over the pairs of a large view with any other of the two-view loss (which is symmetric)."""
-        pairs = view_pairs(len(embeddings), num_large)
-        with no_autocast(embeddings[0]):
-            check_pair(embeddings[0], embeddings[1])
-            joined = [gather_batch(full_precision(e)) for e in embeddings]
-            values = [
-                (1 + (n < num_large)) * nt_xent(joined[m], joined[n], self.temperature) for m, n in pairs if m < n
-            ]
-            return {"contrastive": torch.stack(values).sum() / len(pairs)}
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
 
-    def pair(self, x: Tensor, y: Tensor) -> Terms:
-        """Each slot is a group: the negatives of a vector are the same slot's vectors of the other images."""
-        with no_autocast(x):
-            check_pair(x, y)
-            x, y = gather_batch(full_precision(x)), gather_batch(full_precision(y))
-            return {"contrastive": nt_xent(x, y, self.temperature).mean()}
+    def views(self, embeddings: Sequence[Tensor], num_large: int) -> Loss:
+        """Mean over the pairs of a large view with any other of the two-view loss (which is symmetric).
+
+        Raises:
+            ValueError: shapes that differ, between views or processes, a global batch of one, values not finite.
+        """
+        check_embeddings(embeddings, num_large)
+        pairs = _unordered(len(embeddings), num_large)
+
+        def compute(inputs: list[Tensor], gradient: bool) -> Parts:
+            found = contrast(
+                [gather_rows(x)[None] for x in inputs],
+                pairs,
+                self.temperature,
+                rows=own_rows(inputs[0].shape[0]),
+                join=lambda own: gather_rows(own.movedim(-1, 0)).movedim(0, -1),
+                gradient=gradient,
+            )
+            return Parts({"contrastive": found.value[0]}, [g[0] for g in found.gradients])
+
+        return evaluate("embeddings", embeddings, compute)
+
+    def groups(
+        self,
+        pairs: Tensor,
+        *,
+        scale: float = 1.0,
+        first_times: float = 1.0,
+        emphasis: Tensor | None = None,
+        gradient: bool = True,
+    ) -> Groups:
+        """See `Criterion`: the negatives of a vector are the same group's others. ``first_times`` has no say, since no
+        part of the loss is of one side alone."""
+        found = contrast(pairs.unbind(), [Pair(0, 1, scale)], self.temperature, emphasis=emphasis, gradient=gradient)
+        value = found.value.sum() / scale
+        return Groups({"contrastive": value}, torch.stack(found.gradients) if gradient else None)

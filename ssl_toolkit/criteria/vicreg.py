@@ -9,69 +9,161 @@ and of Algorithm 1 in "VICRegL" (NeurIPS 2022); Eq. 5 of VICReg sums over D.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssl_toolkit.criteria.loss import attach, gradient_wanted, not_finite
+from ssl_toolkit.criteria.precision import full_precision, no_autocast
+
 EPSILON = 1e-4
+"""Added to the unbiased variance before the square root."""
+
+CANCELLED = 1e-3
+"""Off-diagonal share of the squared Gram matrix below which float32 does not hold it: its rounding error, about 1e-7
+of the whole, would be more than 1e-4 of what is left."""
+
+
+class Spread(NamedTuple):
+    """Variance and covariance terms ``(G,)`` of G groups, unweighted (zeros where the weight is 0), and the gradient
+    ``(G, R, D)`` of their weighted sum with respect to the own rows.
+
+    Of the terms it is the own rows' share; the shares of all processes add up to the term.
+    """
+
+    variance: Tensor
+    covariance: Tensor
+    gradient: Tensor | None
+    cancelled: Tensor
+
+
+def spread(
+    x: Tensor,
+    variance_weight: float,
+    covariance_weight: float,
+    *,
+    rows: slice | None = None,
+    gradient: bool = True,
+) -> Spread:
+    """Variance and covariance of each group with their gradient, from one centred copy of the batch.
+
+    The sum of squared off-diagonal entries of the covariance matrix needs no D x D matrix where N is below D:
+    ``|X'X|_F = |XX'|_F`` for the centred batch X, from which the diagonal of ``X'X`` is taken off. Of the N x N Gram
+    matrix a process computes its own R rows, which are all its own gradient needs. Where 2 R N > D (N + R), the
+    D x D matrix is less work and is used, its diagonal set to zero.
+
+    No term of the gradient passes through the mean: it cancels, since the columns of a centred batch add up to zero.
+
+    Args:
+        x: ``(G, N, D)``, the joined batch.
+        variance_weight, covariance_weight: a term of weight 0 is not computed.
+        rows: this process's rows; None for all.
+        gradient: whether to compute it.
+    """
+    n, d = x.shape[-2:]
+    var = cov = x.new_zeros(x.shape[0])
+    cancelled = x.new_zeros((), dtype=torch.bool)
+    if not variance_weight and not covariance_weight:
+        return Spread(var, cov, torch.zeros_like(x if rows is None else x[:, rows]) if gradient else None, cancelled)
+    centred = x - x.mean(dim=-2, keepdim=True)
+    own = centred if rows is None else centred[:, rows]
+    squares = centred.square().sum(dim=-2)
+    share = own.shape[1] / n
+    slope = torch.zeros_like(squares)  # of the gradient along a row's own entries, per dimension
+    if variance_weight:
+        std = (squares / (n - 1) + EPSILON).sqrt()
+        var = F.relu(1 - std).mean(dim=-1) * share
+        if gradient:
+            slope = (-variance_weight / (d * (n - 1))) / std * (std < 1)
+    if not covariance_weight:
+        return Spread(var, cov, own * slope[:, None] if gradient else None, cancelled)
+
+    scale = 1 / (d * (n - 1) ** 2)
+    pull = 4 * covariance_weight * scale
+    if 2 * own.shape[1] * n > d * (n + own.shape[1]):
+        products, other = own, centred.mT @ centred
+        other.diagonal(dim1=-2, dim2=-1).zero_()
+        cov = share * scale * _sum_of_squares(other)
+    else:
+        products, other = own @ centred.mT, centred
+        whole = _sum_of_squares(products)
+        own_squares = squares if rows is None else own.square().sum(dim=-2)
+        left = whole - (own_squares * squares).sum(dim=-1)
+        cov = scale * left
+        cancelled = (left < CANCELLED * whole).any()
+        slope = slope - pull * squares
+    if not gradient:
+        return Spread(var, cov, None, cancelled)
+    return Spread(var, cov, (own * slope[:, None]).baddbmm_(products, other, alpha=pull), cancelled)
+
+
+def _sum_of_squares(matrices: Tensor) -> Tensor:
+    """Of each matrix, row by row: a norm over all entries at once makes no temporary either, but adds them up naively,
+    which at 2048 x 2048 is off by 2e-4."""
+    return torch.linalg.vector_norm(matrices, dim=-1).square().sum(dim=-1)
+
+
+def variance(x: Tensor) -> Tensor:
+    """Hinge on the standard deviation of each dimension over the batch, ``max(0, 1 - std)``, mean over dimensions."""
+    return _spread_term(x, 1.0, 0.0)
+
+
+def covariance(x: Tensor) -> Tensor:
+    """Sum of the squared off-diagonal entries of the covariance matrix, divided by D."""
+    return _spread_term(x, 0.0, 1.0)
+
+
+def _spread_term(x: Tensor, variance_weight: float, covariance_weight: float) -> Tensor:
+    check_groups("x", x)
+    x = full_precision(x)
+    wanted = gradient_wanted([x])
+    with torch.no_grad(), no_autocast(x):
+        groups = x.detach().reshape(-1, *x.shape[-2:])
+        found = spread(groups, variance_weight, covariance_weight, gradient=wanted)
+        if x.dtype == torch.float32 and x.device.type != "mps" and bool(found.cancelled):
+            found = spread(groups.double(), variance_weight, covariance_weight, gradient=wanted)
+        value = (found.variance if variance_weight else found.covariance).to(x.dtype).view(x.shape[:-2])
+        if not torch.isfinite(value).all():
+            raise not_finite({"x": x})
+    if found.gradient is None:
+        return value
+    return attach(value, [x], [found.gradient.to(x.dtype).view(x.shape)])
 
 
 def invariance(x: Tensor, y: Tensor) -> Tensor:
     """Mean squared difference of paired vectors."""
-    return (x - y).square().mean(dim=(-2, -1))
+    check_pair(x, y)
+    with no_autocast(x):
+        value = (full_precision(x) - full_precision(y)).square().mean(dim=(-2, -1))
+    if not torch.isfinite(value).all():
+        raise not_finite({"x": x, "y": y})
+    return value
 
 
-def variance(x: Tensor, target: float = 1.0, epsilon: float = EPSILON) -> Tensor:
-    """Hinge on the standard deviation of each dimension over the batch, mean over dimensions.
+def check_groups(name: str, x: Tensor) -> None:
+    """Refuse what has no batch statistics.
 
-    ``epsilon`` is added to the unbiased variance before the square root.
+    Raises:
+        ValueError: fewer than two dimensions, a batch of one, or a tensor that is not floating point.
     """
-    return _hinge(_centre(x).square().sum(dim=-2), x.shape[-2], target, epsilon)
-
-
-def covariance(x: Tensor) -> Tensor:
-    """Sum of the squared off-diagonal entries of the covariance matrix, divided by D.
-
-    Where N < D the N x N Gram matrix of the centred batch gives the same sum, since ``|X'X|_F = |XX'|_F``, and no D x D
-    matrix is made.
-    """
-    centred = _centre(x)
-    return _off_diagonal(centred, centred.square().sum(dim=-2))
-
-
-def variance_covariance(x: Tensor, target: float = 1.0, epsilon: float = EPSILON) -> tuple[Tensor, Tensor]:
-    """`variance` and `covariance` from one pass over the batch."""
-    centred = _centre(x)
-    squares = centred.square().sum(dim=-2)
-    return _hinge(squares, x.shape[-2], target, epsilon), _off_diagonal(centred, squares)
-
-
-def _centre(x: Tensor) -> Tensor:
-    return x - x.mean(dim=-2, keepdim=True)
-
-
-def _hinge(squares: Tensor, n: int, target: float, epsilon: float) -> Tensor:
-    return F.relu(target - (squares / (n - 1) + epsilon).sqrt()).mean(dim=-1)
-
-
-def _off_diagonal(centred: Tensor, squares: Tensor) -> Tensor:
-    n, d = centred.shape[-2:]
-    products = centred @ centred.mT if n < d else centred.mT @ centred
-    # The norm, unlike the sum of squares, makes no second matrix.
-    total = torch.linalg.vector_norm(products, dim=(-2, -1)).square()
-    return (total - squares.square().sum(dim=-1)) / (d * (n - 1) ** 2)
+    if x.ndim < 2 or not x.is_floating_point():
+        raise ValueError(f"{name} must be floating point of shape (..., N, D), not {x.dtype} {tuple(x.shape)}")
+    if x.shape[-2] < 2:
+        raise ValueError(f"{name}: batch statistics need N >= 2 vectors, not {x.shape[-2]} (shape {tuple(x.shape)})")
 
 
 def check_pair(x: Tensor, y: Tensor) -> None:
-    """Refuse what no criterion is defined on, naming the shapes.
+    """Refuse pairs that do not go together.
 
     Raises:
-        ValueError: shapes that differ, fewer than two dimensions, or a batch of one.
+        ValueError: shapes that differ, or what `check_groups` refuses.
     """
-    if x.shape != y.shape or x.ndim < 2:
+    if x.shape != y.shape:
         raise ValueError(f"x and y must share a shape (..., N, D), not {tuple(x.shape)} and {tuple(y.shape)}")
-    if x.shape[-2] < 2:
-        raise ValueError(f"batch statistics need N >= 2 vectors, not {x.shape[-2]} (shape {tuple(x.shape)})")
+    check_groups("x", x)
+    check_groups("y", y)
 
 
 def std_of(x: Tensor) -> Tensor:

@@ -3,18 +3,26 @@
 from ssl_toolkit.matching.grid import CellAxes, cell_axes
 from ssl_toolkit.matching.neighbours import (
     Matches,
-    feature_matches,
-    location_matches,
-    matched_vectors,
+    Nearest,
+    nearest_features,
+    nearest_locations,
+    pixel_distances,
     squared_distances,
+    top_gamma,
+    within,
 )
+from ssl_toolkit.matching.statistics import match_statistics
 
 __all__ = [
     "CellAxes",
     "Matches",
+    "Nearest",
     "cell_axes",
-    "feature_matches",
-    "location_matches",
-    "matched_vectors",
+    "match_statistics",
+    "nearest_features",
+    "nearest_locations",
+    "pixel_distances",
     "squared_distances",
+    "top_gamma",
+    "within",
 ]

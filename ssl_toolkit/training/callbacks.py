@@ -20,7 +20,8 @@ from ssl_toolkit.progress import Bar, progress_bar
 
 
 class MetricsFile(pl.Callback):
-    """Appends a row to ``metrics.csv`` every ``every`` steps: loss, terms, learning rate, throughput, feature spread.
+    """Appends a row to ``metrics.csv`` every ``every`` steps: loss, terms, learning rate, throughput, feature spread,
+    and the statistics the method has of that step's batch, which are computed for it.
 
     A resumed run cuts the rows after the step it starts from, so that a curve never doubles back. A loss that is not
     finite stops the run.
@@ -75,7 +76,9 @@ class MetricsFile(pl.Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "images_per_second": (step - since) * self.batch_size / max(now - then, 1e-9),
             "pooled_std": float(std_of(outputs["pooled"].float())),
-        } | {name: float(value) for name, value in outputs["terms"].items()}
+        }
+        for named in (outputs["terms"], outputs["statistics"]()):
+            row |= {name: float(value) for name, value in named.items()}
         self._append({k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()})
 
     def _append(self, row: dict[str, str]) -> None:

@@ -10,15 +10,22 @@ import torch
 from ssl_toolkit.data.base import ImageDataset
 from ssl_toolkit.data.transforms import Normalize
 from ssl_toolkit.files import atomic_path
-from ssl_toolkit.matching import Matches, cell_axes, feature_matches, location_matches, squared_distances
+from ssl_toolkit.matching import (
+    Nearest,
+    cell_axes,
+    nearest_features,
+    nearest_locations,
+    squared_distances,
+    top_gamma,
+)
 from ssl_toolkit.methods.base import Method
 from ssl_toolkit.views import ViewDataset, ViewsConfig
 from ssl_toolkit.views.batch import ViewBatch
 
 
-def _dense(matches: Matches, kept: Matches, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    mask = torch.zeros(matches.key.shape[0], cells, dtype=torch.bool).scatter_(1, kept.query, True)
-    return matches.key.numpy(), matches.distance.float().numpy(), mask.numpy()
+def _dense(nearest: Nearest, gamma: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    mask = torch.zeros_like(nearest.key, dtype=torch.bool).scatter_(1, top_gamma(nearest, gamma).query, True)
+    return nearest.key.numpy(), nearest.distance.float().numpy(), mask.numpy()
 
 
 @torch.no_grad()
@@ -57,9 +64,8 @@ def save_match_examples(
     vectors = [method.local_vectors(m) for m in maps]
     axes = [cell_axes(view.box, m.shape[2], m.shape[3], view.flip) for view, m in zip((a, b), maps)]
     gamma = min(gamma, height * width)
-    squared = squared_distances(vectors[0], vectors[1])
-    location = _dense(location_matches(axes[0], axes[1]), location_matches(axes[0], axes[1], gamma), height * width)
-    feature = _dense(feature_matches(squared), feature_matches(squared, gamma), height * width)
+    location = _dense(nearest_locations(axes[0], axes[1]), gamma)
+    feature = _dense(nearest_features(squared_distances(vectors[0], vectors[1])), gamma)
     arrays: dict[str, np.ndarray] = {f"seed_{i}": dataset.image(index) for i, index in enumerate(indices)}
     for name, view in (("a", a), ("b", b)):
         arrays[f"view_{name}"] = np.ascontiguousarray(view.image.permute(0, 2, 3, 1).numpy())

@@ -45,11 +45,11 @@ class Pretraining(pl.LightningModule):
         self.total_steps = total_steps
 
     def training_step(self, batch: ViewBatch, batch_index: int) -> dict[str, Any]:
-        """The loss, with its terms and representations for callbacks."""
+        """The loss, with its terms, representations and statistics for callbacks."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             batch = batch.with_images(self.normalize)
         output = self.method(batch)
-        return {"loss": output.loss, "terms": output.terms, "pooled": output.pooled}
+        return {"loss": output.loss, "terms": output.terms, "pooled": output.pooled, "statistics": output.statistics}
 
     def configure_optimizers(self) -> Any:
         """The optimizer, its rate following the schedule at every step."""

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ssl_toolkit.backbones import Backbone, create_backbone, load_backbone, map_size, save_backbone
+from ssl_toolkit.criteria import NonFiniteError
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.data.base import ImageDataset
 from ssl_toolkit.errors import UserError
@@ -258,6 +259,11 @@ def _fit(parts: Parts, run: Path, console: Console, checkpoint: Path | None) -> 
         signal.signal(signal.SIGINT, interrupt)
         how = f"stopped at step {trainer.global_step}; continue with: ssl-toolkit pretrain run={run}"
         raise KeyboardInterrupt(how) from stopped
+    except NonFiniteError as error:
+        raise UserError(
+            f"the loss is not finite at step {trainer.global_step}: {error}; lower optimizer.lr or raise its "
+            f"warmup_epochs; checkpoints so far are in {run / 'checkpoints'}"
+        ) from error
     finally:
         loader.close()
     return module

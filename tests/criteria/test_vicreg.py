@@ -8,14 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_toolkit.criteria import (
-    VICRegCriterion,
-    covariance,
-    invariance,
-    variance,
-    variance_covariance,
-    view_pairs,
-)
+from ssl_toolkit.criteria import NonFiniteError, VICRegCriterion, covariance, invariance, variance, view_pairs
+from ssl_toolkit.criteria.vicreg import spread
 
 
 def loop_variance(x: Tensor) -> float:
@@ -58,12 +52,9 @@ def test_terms_equal_loops(n: int, d: int, generator: torch.Generator) -> None:
         assert variance(x)[g].item() == pytest.approx(loop_variance(x[g]), rel=1e-10)
         assert covariance(x)[g].item() == pytest.approx(loop_covariance(x[g]), rel=1e-9)
         assert invariance(x, y)[g].item() == pytest.approx(loop_invariance(x[g], y[g]), rel=1e-12)
-    both = variance_covariance(x)
-    assert torch.equal(both[0], variance(x))
-    assert torch.equal(both[1], covariance(x))
 
 
-@pytest.mark.parametrize(("n", "d"), [(5, 3), (4, 9)])
+@pytest.mark.parametrize(("n", "d"), [(5, 3), (4, 9), (5, 5)])
 def test_gradients_are_right(n: int, d: int, generator: torch.Generator) -> None:
     x = torch.randn(2, n, d, dtype=torch.float64, generator=generator, requires_grad=True)
     y = torch.randn(2, n, d, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -81,19 +72,11 @@ def test_closed_forms() -> None:
     assert covariance(torch.randn(7, 1)).item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_gram_form_holds_in_float32_at_full_width(generator: torch.Generator) -> None:
-    x = torch.randn(64, 2048, generator=generator)
-    exact = x.double() - x.double().mean(0)
-    matrix = exact.T @ exact / 63
-    expected = (matrix.square().sum() - matrix.diagonal().square().sum()) / 2048
-    assert covariance(x).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
 @pytest.mark.parametrize("sum_sides", [False, True])
 @pytest.mark.parametrize("views", [2, 4])
 def test_many_views_equal_the_sum_over_pairs(views: int, sum_sides: bool, generator: torch.Generator) -> None:
     z = [torch.randn(5, 4, dtype=torch.float64, generator=generator) for _ in range(views)]
-    terms = VICRegCriterion(25, 25, 1, sum_sides=sum_sides).views(z, num_large=2)
+    terms = VICRegCriterion(25, 25, 1, sum_sides=sum_sides).views(z, num_large=2).terms
     pairs = [(m, n) for m in range(2) for n in range(views) if m != n]
     assert pairs == view_pairs(views, 2)
     inv = sum(loop_invariance(z[m], z[n]) for m, n in pairs) / len(pairs)
@@ -108,42 +91,188 @@ def test_many_views_equal_the_sum_over_pairs(views: int, sum_sides: bool, genera
     assert terms["covariance"].item() == pytest.approx(cov)
 
 
-def test_matched_slots_are_averaged(generator: torch.Generator) -> None:
-    x = torch.randn(3, 5, 4, dtype=torch.float64, generator=generator)
-    y = torch.randn(3, 5, 4, dtype=torch.float64, generator=generator)
-    halves = VICRegCriterion(2, 3, 5).pair(x, y)
-    sums = VICRegCriterion(2, 3, 5, sum_sides=True).pair(x, y)
-    cov = sum(loop_covariance(x[g]) + loop_covariance(y[g]) for g in range(3)) / 3
-    assert halves["covariance"].item() == pytest.approx(5 * cov / 2)
-    assert sums["covariance"].item() == pytest.approx(5 * cov)
-    assert sums["variance"].item() == pytest.approx(2 * halves["variance"].item())
-    assert sums["invariance"].item() == pytest.approx(halves["invariance"].item())
+def textbook_spread(x: Tensor) -> tuple[Tensor, Tensor]:
+    """By autograd, through the D x D matrix."""
+    centred = x - x.mean(dim=-2, keepdim=True)
+    matrix = centred.mT @ centred / (x.shape[-2] - 1)
+    diagonal = torch.diagonal(matrix, dim1=-2, dim2=-1)
+    var = torch.relu(1 - (diagonal + 1e-4).sqrt()).mean(dim=-1)
+    return var, (matrix.square().sum(dim=(-2, -1)) - diagonal.square().sum(dim=-1)) / x.shape[-1]
 
 
-def test_a_term_of_weight_zero_is_left_out() -> None:
-    x, y = torch.randn(2, 6, 3), torch.randn(2, 6, 3)
-    assert set(VICRegCriterion(1, 0, 0).pair(x, y)) == {"invariance"}
-    assert set(VICRegCriterion(1, 1, 0).views([x[0], y[0]], 2)) == {"invariance", "variance"}
+@pytest.mark.parametrize(("n", "d"), [(6, 3), (6, 40)])
+@pytest.mark.parametrize("per_process", [1, 2, 3, 6])
+def test_shares_of_rows_add_up(n: int, d: int, per_process: int, generator: torch.Generator) -> None:
+    x = torch.randn(2, n, d, dtype=torch.float64, generator=generator, requires_grad=True)
+    var, cov = textbook_spread(x)
+    (expected,) = torch.autograd.grad((3 * var + 5 * cov).sum(), x)
+    parts = [spread(x.detach(), 3.0, 5.0, rows=slice(start, start + per_process)) for start in range(0, n, per_process)]
+    torch.testing.assert_close(sum(p.variance for p in parts), var.detach())
+    torch.testing.assert_close(sum(p.covariance for p in parts), cov.detach())
+    torch.testing.assert_close(torch.cat([p.gradient for p in parts if p.gradient is not None], dim=1), expected)
 
 
-def test_statistics_are_float32_under_autocast() -> None:
-    x = (torch.randn(1, 8, 16) * 300).bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = VICRegCriterion().pair(x, x.flip(1))
-    reference = VICRegCriterion().pair(x.double(), x.flip(1).double())
-    for name, value in terms.items():
-        assert value.dtype == torch.float32
-        assert value.item() == pytest.approx(reference[name].item(), rel=1e-5)
+def one_dimension_dominates(n: int, d: int, generator: torch.Generator) -> Tensor:
+    x = torch.randn(n, d, generator=generator) * 1e-3
+    x[:, 0] += 30 * torch.randn(n, generator=generator)
+    return x
+
+
+def whitened(n: int, d: int, generator: torch.Generator) -> Tensor:
+    """The closest N - 1 directions come to having no correlation between D dimensions."""
+    x = torch.randn(n, d, generator=generator)
+    left, _, right = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
+    return left[:, : n - 1] @ right[: n - 1] * n**0.5
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "message"),
+    ("n", "d", "kind"),
     [
-        (torch.zeros(1, 4), torch.zeros(1, 4), "N >= 2 vectors, not 1"),
-        (torch.zeros(3, 4), torch.zeros(3, 5), r"\(3, 4\) and \(3, 5\)"),
-        (torch.zeros(4), torch.zeros(4), r"\(\.\.\., N, D\)"),
+        (256, 2048, "normal"),
+        (255, 256, "normal"),
+        (256, 256, "normal"),
+        (257, 256, "normal"),
+        (511, 512, "whitened"),
+        (256, 2048, "dominated"),
+        (64, 8192, "dominated"),
     ],
 )
-def test_bad_shapes_are_named(x: Tensor, y: Tensor, message: str) -> None:
+def test_float32_keeps_the_covariance(n: int, d: int, kind: str, generator: torch.Generator) -> None:
+    make = {"normal": lambda n, d, g: torch.randn(n, d, generator=g), "whitened": whitened}
+    x = make.get(kind, one_dimension_dominates)(n, d, generator)
+    exact = x.double().requires_grad_()
+    _, expected = textbook_spread(exact)
+    (gradient,) = torch.autograd.grad(expected, exact)
+    single = x.requires_grad_()
+    value = covariance(single)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(expected.item(), rel=1e-4)
+    (found,) = torch.autograd.grad(value, single)
+    assert (found - gradient).norm() <= 1e-4 * gradient.norm()
+
+
+def test_the_guard_is_what_keeps_it(generator: torch.Generator) -> None:
+    x = one_dimension_dominates(256, 2048, generator)
+    _, expected = textbook_spread(x.double())
+    unguarded = spread(x[None], 0.0, 1.0)
+    assert bool(unguarded.cancelled)
+    assert abs(unguarded.covariance.item() / expected.item() - 1) > 1e-2
+    loss = VICRegCriterion(0, 0, 1).views([x.requires_grad_(), x.detach().clone()], 2)
+    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.total.dtype == torch.float32
+    assert not bool(spread(torch.randn(1, 256, 2048, generator=generator), 0.0, 1.0).cancelled)
+
+
+def test_full_size(generator: torch.Generator) -> None:
+    """N 2048, D 8192, the paper's global batch and expander."""
+    x = torch.randn(2048, 8192, generator=generator) * torch.rand(8192, generator=generator) * 2 + 1
+    exact = x.double()
+    exact -= exact.mean(dim=0)
+    expected = 0.0
+    for start in range(0, 8192, 1024):  # the D x D matrix, a block of columns at a time
+        block = exact.T @ exact[:, start : start + 1024] / 2047
+        block.diagonal(offset=-start).zero_()
+        expected += block.square().sum().item() / 8192
+    value = covariance(x.requires_grad_())
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+    (found,) = torch.autograd.grad(value, x)
+    rows = exact[:4]
+    slope = rows @ exact.T @ exact - rows * exact.square().sum(dim=0)
+    torch.testing.assert_close(found[:4].double(), slope * 4 / 8192 / 2047**2, rtol=1e-4, atol=1e-12)
+
+
+def test_nothing_is_computed_for_gradients_that_nobody_wants(generator: torch.Generator) -> None:
+    z = [torch.randn(4, 9, generator=generator, requires_grad=True) for _ in range(2)]
+    with torch.no_grad():
+        loss = VICRegCriterion().views(z, 2)
+        assert not covariance(z[0]).requires_grad
+    assert not loss.total.requires_grad
+    assert spread(z[0][None].detach(), 1.0, 1.0, gradient=False).gradient is None
+    first = torch.autograd.grad(VICRegCriterion().views(z, 2).total, z[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError):  # second derivatives are refused, not wrong
+        torch.autograd.grad(first.sum(), z[0])
+
+
+def test_the_gradient_takes_the_losss_weight_and_may_be_asked_for_twice(generator: torch.Generator) -> None:
+    z = [torch.randn(4, 9, generator=generator, requires_grad=True) for _ in range(2)]
+    total = VICRegCriterion().views(z, 2).total
+    plain = torch.autograd.grad(total, z, retain_graph=True)
+    scaled = torch.autograd.grad(1024 * total, z)
+    for a, b in zip(plain, scaled):
+        torch.testing.assert_close(1024 * a, b)
+
+
+@pytest.mark.parametrize("views", [2, 4])
+@pytest.mark.parametrize("sum_sides", [False, True])
+def test_gradients_of_all_views_are_right(views: int, sum_sides: bool, generator: torch.Generator) -> None:
+    z = [torch.randn(4, 6, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(views)]
+    criterion = VICRegCriterion(2, 3, 5, sum_sides=sum_sides)
+    assert torch.autograd.gradcheck(lambda *e: criterion.views(e, 2).total, z)
+
+
+def test_groups_are_the_terms_summed(generator: torch.Generator) -> None:
+    pairs = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=generator)
+    halves = VICRegCriterion(2, 3, 5).groups(pairs).terms
+    sums = VICRegCriterion(2, 3, 5, sum_sides=True).groups(pairs).terms
+    cov = sum(loop_covariance(x) for x in pairs.flatten(0, 1))
+    inv = sum(loop_invariance(pairs[0, g], pairs[1, g]) for g in range(3))
+    assert halves["covariance"].item() == pytest.approx(5 * cov / 2)
+    assert sums["covariance"].item() == pytest.approx(5 * cov)
+    assert sums["variance"].item() == pytest.approx(2 * halves["variance"].item())
+    assert sums["invariance"].item() == pytest.approx(halves["invariance"].item()) == pytest.approx(2 * inv)
+
+
+def test_a_term_of_weight_zero_is_left_out() -> None:
+    z = [torch.randn(6, 3) for _ in range(2)]
+    assert set(VICRegCriterion(1, 0, 0).views(z, 2).terms) == {"invariance"}
+    assert set(VICRegCriterion(1, 1, 0).views(z, 2).terms) == {"invariance", "variance"}
+    assert set(VICRegCriterion(0, 1, 1).views(z, 2).terms) == {"variance", "covariance"}
+
+
+def test_statistics_are_float32_under_autocast() -> None:
+    x = (torch.randn(8, 16) * 300).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = VICRegCriterion().views([x, x.flip(0)], 2)
+        alone = covariance(x)
+    reference = VICRegCriterion().views([x.double(), x.flip(0).double()], 2)
+    assert alone.item() == pytest.approx(covariance(x.double()).item(), rel=1e-5)
+    for name, value in loss.terms.items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(reference.terms[name].item(), rel=1e-5)
+
+
+NAN = torch.tensor([[0.0, 1.0], [float("nan"), 2.0], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [
+        ([torch.zeros(1, 4)] * 2, r"global batch of 2 or more, not \[\(1, 4\), \(1, 4\)\]"),
+        ([torch.zeros(3, 4), torch.zeros(3, 5)], r"share a shape \(B, D\), not \[\(3, 4\), \(3, 5\)\]"),
+        ([torch.zeros(3, 4)], "two views or more"),
+        ([torch.zeros(3, 4, dtype=torch.int64)] * 2, "floating point"),
+        ([torch.zeros(3, 2), NAN], r"embeddings\[1\] of shape \(3, 2\) has 1 values that are not finite"),
+        ([torch.randn(3, 2) * 1e30] * 2, r"embeddings\[0\] of shape .* the loss overflows"),
+    ],
+)
+def test_bad_embeddings_are_named(z: list[Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        VICRegCriterion().pair(x, y)
+        VICRegCriterion().views(z, 2)
+
+
+def test_bad_groups_are_named() -> None:
+    with pytest.raises(ValueError, match=r"x: batch statistics need N >= 2 vectors, not 1 \(shape \(3, 1, 4\)\)"):
+        variance(torch.zeros(3, 1, 4))
+    with pytest.raises(ValueError, match=r"\(\.\.\., N, D\)"):
+        covariance(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"\(3, 4\) and \(3, 5\)"):
+        invariance(torch.zeros(3, 4), torch.zeros(3, 5))
+    for function in (variance, covariance, lambda x: invariance(x, x)):
+        with pytest.raises(NonFiniteError, match=r"x of shape \(3, 2\) has 1 values"):
+            function(NAN)
+
+
+@pytest.mark.parametrize("weights", [(0, 0, 0), (-1, 1, 1)])
+def test_bad_weights_are_named(weights: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match="must not be negative, nor all 0"):
+        VICRegCriterion(*weights)

@@ -12,7 +12,7 @@ import torch
 
 from ssl_toolkit.criteria import VICRegCriterion
 from ssl_toolkit.matching import CellAxes, cell_axes
-from ssl_toolkit.methods.local import CellMap, LocalConfig, LocalCriterion, resolve, total
+from ssl_toolkit.methods.local import CellMap, LocalConfig, LocalCriterion, resolve
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -23,9 +23,9 @@ def load(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return json.loads(str(arrays.pop("meta"))), arrays
 
 
-def axes_of(locations: np.ndarray) -> CellAxes:
+def axes_of(locations: np.ndarray, box: np.ndarray) -> CellAxes:
     """The golden grids are products, (B, h, w, 2) as (row, column)."""
-    return CellAxes(torch.tensor(locations[:, :, 0, 0]), torch.tensor(locations[:, 0, :, 1]))
+    return CellAxes(torch.tensor(locations[:, :, 0, 0]), torch.tensor(locations[:, 0, :, 1]), torch.tensor(box))
 
 
 @pytest.mark.parametrize("name", ["vicregl_two_views", "vicregl_two_views_top_gamma", "vicregl_multicrop"])
@@ -44,17 +44,19 @@ def test_official_preset_equals_the_published_code(name: str) -> None:
     )
     inv, var, cov = meta["coeffs"]
     criterion = VICRegCriterion(inv, var, cov)
-    maps = [CellMap(vectors[i], axes_of(arrays[f"locations{i}"]), i < num_large) for i in range(views)]
+    maps = [
+        CellMap(vectors[i], axes_of(arrays[f"locations{i}"], arrays[f"boxes{i}"]), i < num_large) for i in range(views)
+    ]
 
-    global_terms = criterion.views(embeddings, num_large)
-    local_terms = LocalCriterion(config, criterion)(maps)
-    loss = meta["alpha"] * total(global_terms) + (1 - meta["alpha"]) * total(local_terms)
+    whole = criterion.views(embeddings, num_large)
+    local = LocalCriterion(config, criterion)(maps)
+    loss = meta["alpha"] * whole.total + (1 - meta["alpha"]) * local.total
     loss.backward()
 
     for term, key in (("invariance", "inv"), ("variance", "var"), ("covariance", "cov")):
-        assert global_terms[term].item() == pytest.approx(float(arrays[f"global_{key}"]), rel=1e-6)
-        local = local_terms[f"location_{term}"] + local_terms[f"feature_{term}"]
-        assert local.item() == pytest.approx(float(arrays[f"local_{key}"]), rel=1e-6)
+        assert whole.terms[term].item() == pytest.approx(float(arrays[f"global_{key}"]), rel=1e-6)
+        both = local.terms[f"location_{term}"] + local.terms[f"feature_{term}"]
+        assert both.item() == pytest.approx(float(arrays[f"local_{key}"]), rel=1e-6)
     assert loss.item() == pytest.approx(float(arrays["total"]), rel=1e-6)
     for i in range(views):
         for tensor, key in ((embeddings[i], f"grad_embedding{i}"), (vectors[i], f"grad_maps{i}")):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl_toolkit.criteria import ContrastiveCriterion, Criterion, VICRegCriterion
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.matching import cell_axes
-from ssl_toolkit.methods.local import PRESETS, CellMap, LocalConfig, LocalCriterion, resolve, total
+from ssl_toolkit.methods.local import PRESETS, CellMap, LocalConfig, LocalCriterion, resolve
 from ssl_toolkit.registry import typed
 
 Maps = list[tuple[Tensor, list[list[float]], list[bool], tuple[int, int], bool]]
@@ -76,7 +76,8 @@ def loop_loss(maps: Maps, preset: str, criterion: Criterion, kinds: list[str]) -
                     rows_y.append(torch.stack([y[b, q] for _, _, q in kept]))
                 slots_x, slots_y = torch.stack(rows_x, 1), torch.stack(rows_y, 1)
                 per_slot = [
-                    sum(v.item() for v in criterion.pair(a[None], c[None]).values()) for a, c in zip(slots_x, slots_y)
+                    sum(v.item() for v in criterion.groups(torch.stack((a, c))[:, None]).terms.values())
+                    for a, c in zip(slots_x, slots_y)
                 ]
                 share = 1.0 if values["sum_directions"] else 0.5
                 result += share * sum(per_slot) / len(per_slot)
@@ -97,18 +98,14 @@ def test_every_preset_equals_loops(preset: str, sides: list[tuple[int, int]], fa
         cell_maps = [
             CellMap(
                 v,
-                cell_axes(
-                    torch.tensor(boxes, dtype=torch.float64),
-                    *size,
-                    torch.tensor(flips) if config.flip_aware else None,
-                ),
+                cell_axes(torch.tensor(boxes, dtype=torch.float64), *size, torch.tensor(flips)),
                 large,
             )
             for v, boxes, flips, size, large in maps
         ]
-        terms = LocalCriterion(config, criterion)(cell_maps)
-        assert all(name.startswith(matching) for name in terms)
-        assert total(terms).item() == pytest.approx(loop_loss(maps, preset, criterion, kinds), rel=1e-9)
+        loss = LocalCriterion(config, criterion)(cell_maps)
+        assert all(name.startswith(matching) for name in loss.terms)
+        assert loss.total.item() == pytest.approx(loop_loss(maps, preset, criterion, kinds), rel=1e-9)
 
 
 def test_ours_keeps_the_papers_share_of_any_map() -> None:
@@ -128,7 +125,7 @@ def test_weights_and_switches_are_independent() -> None:
     ]
 
     def loss(**options: Any) -> dict[str, Tensor]:
-        return LocalCriterion(resolve(LocalConfig(**options), "ours"), VICRegCriterion())(cell_maps)
+        return LocalCriterion(resolve(LocalConfig(**options), "ours"), VICRegCriterion())(cell_maps).terms
 
     both, location, feature = loss(), loss(matching="location"), loss(matching="feature")
     assert both.keys() == location.keys() | feature.keys()

@@ -50,7 +50,14 @@ def test_alpha_weighs_global_against_local(name: str, alpha: float) -> None:
     assert output.loss.item() == pytest.approx((alpha * globally + (1 - alpha) * locally).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"alpha": 1.0}, {"local": {"matching": "none"}}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alpha": 1.0},
+        {"local": {"matching": "none"}},
+        {"local": {"matching": "location", "location_weight": 0.0}},
+    ],
+)
 @pytest.mark.parametrize(("plain", "local"), [("vicreg", "vicregl"), ("simclr", "simclr_l")])
 def test_without_local_terms_a_method_is_its_global_one(plain: str, local: str, options: dict[str, Any]) -> None:
     expected = build(plain)
@@ -89,6 +96,29 @@ def test_terms_can_be_switched_off() -> None:
     }
 
 
+def test_any_subset_of_terms_trains() -> None:
+    for terms in ("v", "c", "vc", "iv", "vic"):
+        output = build("vicregl", terms=terms, local_terms=terms[::-1])(random_batch())
+        assert len(output.terms) == 3 * len(terms)
+        output.loss.backward()
+
+
+@pytest.mark.parametrize("name", ["vicregl", "simclr_l"])
+def test_match_statistics_come_on_request(name: str) -> None:
+    output = build(name)(random_batch(sizes=(32, 32, 24)))
+    found = output.statistics()
+    assert set(found) == {
+        *("match_location_overlap", "match_location_pixels", "match_location_duplicates"),
+        *("match_feature_pixels", "match_feature_duplicates", "match_agreement", "match_agreement_1"),
+    }
+    for key in ("match_location_overlap", "match_agreement", "match_agreement_1", "match_feature_duplicates"):
+        assert 0 <= found[key].item() <= 1, key
+    assert found["match_location_pixels"] < found["match_feature_pixels"]
+    assert build("vicreg")(random_batch()).statistics() == {}
+    alone = build(name, local={"matching": "feature"})(random_batch()).statistics()
+    assert set(alone) == {"match_feature_pixels", "match_feature_duplicates"}
+
+
 def test_heads_follow_the_backbones_norm() -> None:
     batch_norm = HeadConfig([8, 8, 8]).build(TinyBackbone(norm="batch"))
     layer_norm = HeadConfig([8, 8, 8]).build(TinyBackbone(norm="layer"))
@@ -113,9 +143,13 @@ def test_cells_are_embedded_in_raster_order() -> None:
         ("vicregl", {"alpha": "much"}, "method.alpha"),
         ("vicregl", {"preset": "papr"}, "did you mean 'paper'"),
         ("vicregl", {"local": {"matching": "sideways"}}, "unknown local.matching 'sideways'"),
-        ("vicreg", {"terms": "xyz"}, "terms must be i, vi, ic or vic"),
+        ("vicreg", {"terms": "xyz"}, "terms must be letters of vic"),
+        ("vicreg", {"terms": "i", "invariance": 0.0}, "must not be negative, nor all 0"),
+        ("vicregl", {"local_terms": "vv"}, "local_terms must be letters of vic"),
+        ("vicregl", {"local": {"max_distance": 0.0}}, "local.max_distance must be positive"),
+        ("vicregl", {"local": {"feature_weight": -1.0}}, "must not be negative"),
         ("vicreg", {"expander": {"widths": []}}, "widths must be positive"),
-        ("simclr", {"temperature": 0.0}, "temperature must be positive"),
+        ("simclr", {"temperature": 0.0}, "temperature must be at least 0.003, not 0.0"),
         ("simclr_l", {"local_projector": {"widths": [4], "norm": "group"}}, "norm must be"),
     ],
 )
