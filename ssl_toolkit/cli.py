@@ -33,6 +33,12 @@ COMMANDS = {
         "ssl-toolkit compare runs/A runs/B --html compare.html",
     ),
     "report": ("write report.html of a run", "ssl-toolkit report runs/NAME"),
+    "bench": (
+        "time our losses and training steps against others'",
+        "ssl-toolkit bench criterion\n"
+        "  ssl-toolkit bench criterion cases=A,nt_xent contenders=lightly rounds=10\n"
+        "  ssl-toolkit bench step backbone=resnet50 batch_size=32",
+    ),
     "demo": (
         "VICReg against VICRegL on embedded data, in minutes on a CPU",
         "ssl-toolkit demo",
@@ -74,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     subparsers["compare"].add_argument("--csv", metavar="FILE", help="also write the table as CSV")
     subparsers["compare"].add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
     subparsers["report"].add_argument("run", metavar="RUN", help="run folder")
+    subparsers["bench"].add_argument("suite", help="criterion or step")
+    subparsers["bench"].add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys of configs/bench_<suite>.yaml"
+    )
     subparsers["demo"].add_argument(
         "overrides", nargs="*", metavar="key=value", help="keys of configs/pretrain.yaml, for both methods"
     )
@@ -89,6 +99,7 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
         "eval": lambda: commands.evaluate(args.protocols, args.overrides, console),
         "compare": lambda: commands.compare(args.runs, args.html, args.csv, args.markdown, console),
         "report": lambda: commands.report(args.run, console),
+        "bench": lambda: commands.bench(args.suite, args.overrides, console),
         "demo": lambda: commands.demo(args.overrides, console),
     }
     return actions[args.command]()

@@ -153,6 +153,17 @@ def report(run: str, console: Console) -> int:
     return 0
 
 
+def bench(suite: str, overrides: Sequence[str], console: Console) -> int:
+    """``ssl-toolkit bench``: see `ssl_toolkit.bench`."""
+    from ssl_toolkit.bench import bench as run_bench
+
+    if "=" in suite:
+        raise UserError(f"name the suite first: ssl-toolkit bench criterion {suite}")
+    out = run_bench(suite, overrides, console)
+    console.print(f"samples  {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
 def demo(overrides: Sequence[str], console: Console) -> int:
     """``ssl-toolkit demo``: see `ssl_toolkit.demo`."""
     from ssl_toolkit.demo import run_demo

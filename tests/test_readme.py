@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ssl_toolkit.cli import main
+from tests.bench.helpers import TINY
 from tests.test_cli import write_photos
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,8 @@ def commands(text: str = README) -> list[list[str]]:
 
 def shrunk(argv: list[str]) -> list[str]:
     """The same command on less of everything."""
+    if argv[0] == "bench":
+        return argv + TINY[argv[1]]
     if argv[0] == "eval":
         return argv + SMALL_EVAL + (["data.eval_resize=32", "data.eval_size=32"] if "run=runs/mine" in argv else [])
     if argv[0] == "pretrain" and not any(a.startswith("run=") for a in argv):

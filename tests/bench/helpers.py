@@ -1,0 +1,19 @@
+"""Sizes at which a bench takes a second."""
+
+from __future__ import annotations
+
+TINY_CASES = [
+    f"sizes.{case}.{key}={value}" for case in "ABC" for key, value in (("batch", 6), ("dim", 16), ("local_dim", 8))
+]
+TINY = {
+    "criterion": ["rounds=2", "nt_xent=8", "ranks.batch=32", "ranks.dim=64", "ranks.local_dim=8", *TINY_CASES],
+    "step": [
+        "rounds=1",
+        "backbone=tiny_resnet",
+        "batch_size=4",
+        "image_size=48",
+        "head=[16,16]",
+        "precision=fp32",
+    ],
+}
+"""Overrides by suite."""

@@ -1,0 +1,46 @@
+"""Counted work of a process against closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch.distributed as dist
+
+from ssl_toolkit.bench.ranks import RanksConfig, count_rows
+from ssl_toolkit.errors import UserError
+from ssl_toolkit.registry import typed
+
+
+def test_counts_equal_the_closed_forms() -> None:
+    options = RanksConfig(batch=64, dim=512, local_dim=16, cells=9, gamma=4, worlds=[1, 2, 8, 32])
+    n, d, c, slots = 64, 512, 16, 2 * (4 + 9)
+    rows = list(count_rows(options))
+    assert [(r.loss, r.ranks) for r in rows] == [(loss, w) for loss in ("global", "local") for w in (1, 2, 8, 32)]
+    assert not dist.is_initialized()
+    for row in rows:
+        w = row.ranks
+        share = (w - 1) / w
+        numbers = 400 * share  # bytes at most for shapes and terms
+        if row.loss == "global":
+            # The Gram form and, with 8 n d, the invariance.
+            flops, gathered, own = 2 * 4 * n * n * d + 8 * n * d, 2 * n * d * 4, 2 * n * d * 4
+            assert row.shared.flops == flops // w
+        else:
+            flops, gathered, own = 2 * slots * 4 * n * c * c, 2 * slots * n * c * 4, 2 * 2 * slots * n // w * c * 4
+            assert flops // w <= row.shared.flops <= flops // w * (1.0 if w == 1 else 2.5)  # slots do not divide
+        assert row.repeated.flops == flops
+        assert row.repeated.bytes == round(3 * share * gathered)
+        if w in (1, 2) or row.loss == "global":
+            assert share * own <= row.shared.bytes <= share * own + numbers + 1000 * share
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 10, "worlds": [4]}, "batch 10 must be 2 or more and divide by all of worlds, not by 4"),
+        ({"gamma": 50}, "gamma at most cells"),
+        ({"worlds": [0]}, "not by 0"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        typed(RanksConfig, options, "bench")
