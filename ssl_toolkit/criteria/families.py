@@ -155,30 +155,33 @@ class VICRegCriterion:
     ) -> Groups:
         """See `Criterion`; each group's statistics are its own."""
         share = 1.0 if self.sum_sides else 0.5
-        zero = pairs.new_zeros(())
-        variance, covariance, cancelled = zero, zero, zero.bool()
-        parts = []
+        variance = covariance = pairs.new_zeros(())
+        cancelled = pairs.new_zeros((), dtype=torch.bool)
+        result = torch.empty_like(pairs) if gradient else None
         # Both sides are groups alike: one pass over twice as many, where they count alike.
-        sides = [(pairs.flatten(0, 1), 1.0)] if first_times == 1 else [(pairs[0], first_times), (pairs[1], 1.0)]
+        sides = [(slice(0, 1), first_times), (slice(1, 2), 1.0)] if first_times != 1 else [(slice(0, 2), 1.0)]
         for side, times in sides:
             weight = scale * share * times
-            found = spread(side, weight * self.variance, weight * self.covariance, gradient=gradient)
+            found = spread(
+                pairs[side].flatten(0, 1),
+                weight * self.variance,
+                weight * self.covariance,
+                gradient=gradient,
+                out=None if result is None else result[side].flatten(0, 1),
+            )
             variance = variance + share * times * found.variance.sum()
             covariance = covariance + share * times * found.covariance.sum()
             cancelled = cancelled | found.cancelled
-            parts += [] if found.gradient is None else [found.gradient]
         difference = pairs[0] - pairs[1]
         size = pairs.shape[-2] * pairs.shape[-1]
-        pulled = difference if emphasis is None else difference * emphasis[..., None]
-        invariance = torch.linalg.vecdot(pulled, difference).sum() / size
-        terms = self._terms(invariance, variance, covariance)
-        if not parts:
-            return Groups(terms, None, cancelled)
-        result = (parts[0] if len(parts) == 1 else torch.cat(parts)).view_as(pairs)
-        slope = 2 * scale * self.invariance / size
-        result[0].add_(pulled, alpha=slope)
-        result[1].sub_(pulled, alpha=slope)
-        return Groups(terms, result, cancelled)
+        squares = torch.linalg.vector_norm(difference, dim=-1).square()
+        invariance = (squares if emphasis is None else squares * emphasis).sum() / size
+        if result is not None and self.invariance:
+            pulled = difference if emphasis is None else difference.mul_(emphasis[..., None])
+            slope = 2 * scale * self.invariance / size
+            result[0].add_(pulled, alpha=slope)
+            result[1].sub_(pulled, alpha=slope)
+        return Groups(self._terms(invariance, variance, covariance), result, cancelled)
 
 
 def _pull_together(inputs: list[Tensor], pairs: Sequence[Pair], weight: float, gradients: list[Tensor]) -> Tensor:

@@ -90,10 +90,11 @@ def _rows(cells: Tensor | None, batch: int, positions: int, device: torch.device
 
 
 def _chunks(groups: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
-    """Slots to work on at a time; at least one for every process."""
-    step = max(world_size(), CHUNK.get(device.type, CHUNK_ELSEWHERE) // max(1, bytes_each))
-    for start in range(0, groups, step):
-        yield slice(start, min(groups, start + step))
+    """Slots to work on at a time, in chunks of about the same length; at least one for every process."""
+    most = max(world_size(), CHUNK.get(device.type, CHUNK_ELSEWHERE) // max(1, bytes_each))
+    count = -(-groups // most)
+    for part in range(count):
+        yield slice(part * groups // count, (part + 1) * groups // count)
 
 
 def _own_times(matchings: Sequence[Matching]) -> list[float]:

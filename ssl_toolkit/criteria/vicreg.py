@@ -46,6 +46,7 @@ def spread(
     *,
     rows: slice | None = None,
     gradient: bool = True,
+    out: Tensor | None = None,
 ) -> Spread:
     """Variance and covariance of each group with their gradient, from one centred copy of the batch.
 
@@ -61,12 +62,16 @@ def spread(
         variance_weight, covariance_weight: a term of weight 0 is not computed.
         rows: this process's rows; None for all.
         gradient: whether to compute it.
+        out: where to put it, ``(G, R, D)``.
     """
     n, d = x.shape[-2:]
     var = cov = x.new_zeros(x.shape[0])
     cancelled = x.new_zeros((), dtype=torch.bool)
+    own = x if rows is None else x[:, rows]
+    if gradient and out is None:
+        out = torch.empty_like(own)
     if not variance_weight and not covariance_weight:
-        return Spread(var, cov, torch.zeros_like(x if rows is None else x[:, rows]) if gradient else None, cancelled)
+        return Spread(var, cov, out.zero_() if out is not None else None, cancelled)
     centred = x - x.mean(dim=-2, keepdim=True)
     own = centred if rows is None else centred[:, rows]
     squares = centred.square().sum(dim=-2)
@@ -78,7 +83,7 @@ def spread(
         if gradient:
             slope = (-variance_weight / (d * (n - 1))) / std * (std < 1)
     if not covariance_weight:
-        return Spread(var, cov, own * slope[:, None] if gradient else None, cancelled)
+        return Spread(var, cov, None if out is None else torch.mul(own, slope[:, None], out=out), cancelled)
 
     scale = 1 / (d * (n - 1) ** 2)
     pull = 4 * covariance_weight * scale
@@ -94,9 +99,9 @@ def spread(
         cov = scale * left
         cancelled = (left < CANCELLED * whole).any()
         slope = slope - pull * squares
-    if not gradient:
-        return Spread(var, cov, None, cancelled)
-    return Spread(var, cov, (own * slope[:, None]).baddbmm_(products, other, alpha=pull), cancelled)
+    if out is not None:
+        torch.mul(own, slope[:, None], out=out).baddbmm_(products, other, alpha=pull)
+    return Spread(var, cov, out, cancelled)
 
 
 def _sum_of_squares(matrices: Tensor) -> Tensor:
