@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ssl_toolkit.criteria import (
     ContrastiveCriterion,
@@ -86,11 +87,12 @@ def worker(rank: int, world: int, port: int, cases: list[str], folder: str) -> N
     start(rank, world, port)
     results = {}
     for case in cases:
-        loss, grads = gradients(make_method(case), part(joined_batch(world), rank))
-        for grad in grads.values():  # what DistributedDataParallel does
-            dist.all_reduce(grad)
-            grad /= world
-        results[case] = {"loss": torch.tensor(loss, dtype=torch.float64), "grads": grads}
+        method = make_method(case)
+        replica = DistributedDataParallel(method)  # gone before backward, it would average nothing
+        loss = replica(part(joined_batch(world), rank)).loss
+        loss.backward()
+        grads = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
+        results[case] = {"loss": loss.detach(), "grads": grads}
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -117,7 +119,7 @@ def test_processes_equal_one_process(world: int, tmp_path: Path) -> None:
         assert found.keys() == grads.keys()
         for name, grad in grads.items():
             assert grad.abs().sum() > 0, name
-            torch.testing.assert_close(found[name], grad, rtol=1e-8, atol=1e-10, msg=f"{case}: {name}")
+            torch.testing.assert_close(found[name], grad, rtol=1e-8, atol=1e-10, msg=lambda m: f"{case}: {name}: {m}")
 
 
 def uneven(rank: int, world: int, port: int, folder: str) -> None:
