@@ -18,7 +18,7 @@ class VICRegLConfig(VICRegConfig):
         preset: ``ours``, ``paper`` or ``official``; the values behind each are in ``local.PRESETS``.
         alpha: weight of the global criterion against the local one (Eq. 4); 0.75 or 0.9 in the paper.
         projector: the local projector; 512-512-512 in the paper.
-        local_terms: which VICReg terms the local criterion uses (Table 6).
+        local_terms: which VICReg terms the local criterion uses (Table 7).
         local: matching options.
     """
 

@@ -46,12 +46,19 @@ def test_the_groups_are_those_documented() -> None:
 REGISTRIES: dict[str, Registry[Any]] = {"method": METHODS, "optimizer": OPTIMIZERS, "data": DATASETS}
 
 
+def keys(values: Any, prefix: str = "") -> set[str]:
+    """Dotted names of all keys, sections included."""
+    if not isinstance(values, dict):
+        return set()
+    return {name for k, v in values.items() for name in (f"{prefix}{k}", *keys(v, f"{prefix}{k}."))}
+
+
 @pytest.mark.parametrize(("group", "name"), every("method", "optimizer", "data"))
 def test_yamls_list_every_option(group: str, name: str) -> None:
     values = section(group, name)
     assert values.pop("name") == name
     schema = REGISTRIES[group].entry(name).schema
-    assert set(values) == {f.name for f in dataclasses.fields(schema)}
+    assert keys(values) == keys(OmegaConf.to_container(OmegaConf.structured(schema)))
     REGISTRIES[group].options({"name": name, **values})
 
 
