@@ -119,7 +119,7 @@ def test_processes_equal_one_process(world: int, tmp_path: Path) -> None:
         assert found.keys() == grads.keys()
         for name, grad in grads.items():
             assert grad.abs().sum() > 0, name
-            torch.testing.assert_close(found[name], grad, rtol=1e-8, atol=1e-10, msg=lambda m: f"{case}: {name}: {m}")
+            torch.testing.assert_close(found[name], grad, rtol=1e-8, atol=1e-10, msg=f"{case}: {name}: {{}}".format)
 
 
 def uneven(rank: int, world: int, port: int, folder: str) -> None:
