@@ -165,8 +165,11 @@ class JointEmbedding(Method):
                 if kind not in dict(self.local.config.kinds()):
                     continue
                 large = view < num_large
-                kept = self.local.kept_pairs(kind, large, min(view, 1), height * width)
-                if kept is not None and kept > height * width:
+                # A large view stands first in its pairs and, where there is another, second too.
+                positions = ([0] if large else []) + ([1] if not large or num_large > 1 else [])
+                asked = [self.local.kept_pairs(kind, large, p, height * width) or 0 for p in positions]
+                kept = max(asked)
+                if kept > height * width:
                     raise UserError(
                         f"method.local.{key}: {kept} pairs asked of a {'large' if large else 'small'} view whose map "
                         f"has {height}x{width} = {height * width} cells; lower it, give a share below 1, or 0 for all"

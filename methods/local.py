@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -188,7 +189,7 @@ class LocalCriterion:
         large = [m.large for m in maps]
         directions = list(self._directions(axes, large, [v.detach() for v in vectors]))
         loss = matched_loss(self.criterion, vectors, [self._matching(axes, d) for d in directions])
-        return loss, lambda: _statistics(true_axes, directions)
+        return loss, partial(_statistics, true_axes, directions)
 
     def _matching(self, axes: Sequence[CellAxes], d: Direction) -> Matching:
         """A direction as the criterion takes it."""

@@ -98,13 +98,14 @@ def _baddbmm_flops(into: Any, a: Any, b: Any, **_: Any) -> int:
     return 2 * int(a[0] * a[1] * a[2] * b[2])
 
 
-def _flop_counter() -> FlopCounterMode:
+def flop_counter() -> FlopCounterMode:
+    """Counts the operations of all matrix products made under it, in-place ones too."""
     return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _baddbmm_flops})
 
 
 def count(world: int, step: Callable[[], Tensor]) -> Count:
     """Run ``step`` as one of ``world`` processes and count."""
-    flops, received = _flop_counter(), _Received(world)
+    flops, received = flop_counter(), _Received(world)
     with _processes(world), received, flops:
         torch.autograd.backward(step())
     return Count(flops.get_total_flops(), round(received.total))

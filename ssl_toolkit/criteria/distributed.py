@@ -101,7 +101,7 @@ def from_owners(x: Tensor, sizes: list[int]) -> Tensor:
     if world == 1:
         return x
     own = sizes[rank()]
-    by_rank = x.view(own, world, x.shape[1] // world, *x.shape[2:]).transpose(0, 1).flatten(0, 1)
+    by_rank = x.reshape(own, world, x.shape[1] // world, *x.shape[2:]).transpose(0, 1).flatten(0, 1)
     received = x.new_empty(sum(sizes), *by_rank.shape[1:])
     dist.all_to_all_single(received, by_rank.contiguous(), sizes, [own] * world)
     return received

@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from ssl_toolkit.criteria.distributed import gather_rows, own_rows, require_same, world_size
-from ssl_toolkit.criteria.loss import Loss, Parts, evaluate
+from ssl_toolkit.criteria.loss import Loss, Parts, chunk_bytes, evaluate
 from ssl_toolkit.criteria.ntxent import Pair, check_temperature, contrast
 from ssl_toolkit.criteria.vicreg import spread
-
-INVARIANCE_CHUNK = 2**21
-"""Bytes of all views' rows that are compared at a time, so that they stay in cache."""
 
 
 class Groups(NamedTuple):
@@ -32,6 +29,10 @@ class Criterion(Protocol):
 
     def views(self, embeddings: Sequence[Tensor], num_large: int) -> Loss:
         """Loss of the embeddings ``(B, D)`` of all views, large ones first."""
+        ...
+
+    def group_numbers(self, n: int, d: int) -> int:
+        """Size of the largest tensor that one side of a group ``(N, D)`` needs."""
         ...
 
     def groups(
@@ -76,11 +77,23 @@ def check_embeddings(embeddings: Sequence[Tensor], num_large: int) -> None:
     shapes = [tuple(e.shape) for e in embeddings]
     if len(embeddings) < 2 or not 1 <= num_large <= len(embeddings):
         raise ValueError(f"embeddings: two views or more are needed, one of them large, not {num_large} of {shapes}")
-    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or not all(e.is_floating_point() for e in embeddings):
-        raise ValueError(f"embeddings must be floating point and share a shape (B, D), not {shapes}")
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+        raise ValueError(f"embeddings must share a shape (B, D), not {shapes}")
+    check_dtypes("embeddings", embeddings)
     require_same("embeddings", [shapes[0][0], len(shapes), shapes[0][1]], embeddings[0].device)
     if shapes[0][0] * world_size() < 2:
         raise ValueError(f"embeddings: batch statistics need a global batch of 2 or more, not {shapes}")
+
+
+def check_dtypes(name: str, tensors: Sequence[Tensor]) -> None:
+    """Refuse tensors that are not floating point, or not alike.
+
+    Raises:
+        ValueError: naming the dtypes.
+    """
+    dtypes = list(dict.fromkeys(t.dtype for t in tensors))
+    if len(dtypes) > 1 or not dtypes[0].is_floating_point:
+        raise ValueError(f"{name} must be floating point and of one dtype, not {', '.join(map(str, dtypes))}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ class VICRegCriterion:
 
     def __post_init__(self) -> None:
         weights = (self.invariance, self.variance, self.covariance)
-        if min(weights) < 0 or not any(weights):
+        if not all(weight >= 0 for weight in weights) or not any(weights):
             raise ValueError(f"invariance, variance and covariance must not be negative, nor all 0, not {weights}")
 
     def _terms(self, invariance: Tensor, variance: Tensor, covariance: Tensor) -> dict[str, Tensor]:
@@ -128,10 +141,10 @@ class VICRegCriterion:
             variance, covariance, gradients, cancelled = zero, zero, [], zero.bool()
             for x, share in zip(inputs, shares):
                 found = spread(
-                    gather_rows(x)[None],
+                    (gather_rows(x) if self.variance or self.covariance else x)[None],
                     share * self.variance,
                     share * self.covariance,
-                    rows=own_rows(batch),
+                    rows=own_rows(batch) if self.variance or self.covariance else None,
                     gradient=gradient,
                 )
                 variance, covariance = variance + share * found.variance[0], covariance + share * found.covariance[0]
@@ -143,6 +156,10 @@ class VICRegCriterion:
             return Parts(self._terms(invariance, variance, covariance), gradients, cancelled)
 
         return evaluate("embeddings", embeddings, compute)
+
+    def group_numbers(self, n: int, d: int) -> int:
+        """The group itself: the smaller of N x N and D x D matrices is never larger."""
+        return n * d
 
     def groups(
         self,
@@ -157,7 +174,7 @@ class VICRegCriterion:
         share = 1.0 if self.sum_sides else 0.5
         variance = covariance = pairs.new_zeros(())
         cancelled = pairs.new_zeros((), dtype=torch.bool)
-        result = torch.empty_like(pairs) if gradient else None
+        result = torch.empty_like(pairs, memory_format=torch.contiguous_format) if gradient else None
         # Both sides are groups alike: one pass over twice as many, where they count alike.
         sides = [(slice(0, 1), first_times), (slice(1, 2), 1.0)] if first_times != 1 else [(slice(0, 2), 1.0)]
         for side, times in sides:
@@ -200,7 +217,7 @@ def _pull_together(inputs: list[Tensor], pairs: Sequence[Pair], weight: float, g
     laplacian = laplacian.to(inputs[0].device)
     scale = 1 / (batch * dim * world_size())
     value = inputs[0].new_zeros(())
-    step = max(1, INVARIANCE_CHUNK // (count * dim * inputs[0].element_size()))
+    step = max(1, chunk_bytes(inputs[0].device) // (count * dim * inputs[0].element_size()))
     for start in range(0, batch, step):
         rows = slice(start, start + step)
         offsets = torch.stack([x[rows] - inputs[0][rows] for x in inputs])
@@ -245,6 +262,10 @@ class ContrastiveCriterion:
             return Parts({"contrastive": found.value[0]}, [g[0] for g in found.gradients])
 
         return evaluate("embeddings", embeddings, compute)
+
+    def group_numbers(self, n: int, d: int) -> int:
+        """The group or its similarities."""
+        return n * max(n, d)
 
     def groups(
         self,

@@ -18,6 +18,15 @@ from torch.autograd.function import once_differentiable
 from ssl_toolkit.criteria.distributed import sum_over_ranks, world_size
 from ssl_toolkit.criteria.precision import full_precision, no_autocast
 
+CHUNK = {"cpu": 2**21}
+"""Bytes to work on at a time, by type of device: what a CPU's cache holds."""
+CHUNK_ELSEWHERE = 2**28
+
+
+def chunk_bytes(device: torch.device) -> int:
+    """Bytes of one operand to work on at a time."""
+    return CHUNK.get(device.type, CHUNK_ELSEWHERE)
+
 
 class Loss(NamedTuple):
     """``total`` is a float32 scalar with a graph (float64 for float64 inputs); ``terms`` are its detached, weighted
@@ -33,7 +42,7 @@ class Parts(NamedTuple):
     Attributes:
         terms: scalars; their sum over processes is the term of the joined batch.
         gradients: with respect to this process's inputs, in their order; empty where none were asked for.
-        cancelled: how many groups lost their covariance to cancellation; None where that cannot happen.
+        cancelled: bool, whether a group lost its covariance to cancellation; None where that cannot happen.
     """
 
     terms: dict[str, Tensor]
@@ -100,12 +109,12 @@ def evaluate(name: str, inputs: Sequence[Tensor], compute: Callable[[list[Tensor
     with torch.no_grad(), no_autocast(inputs[0]):
         detached = [t.detach() for t in inputs]
         parts = compute(detached, wanted)
-        terms, total, lost = _joined(parts)
+        terms, total, finite, lost = _joined(parts)
         if lost and inputs[0].dtype == torch.float32 and inputs[0].device.type != "mps":  # MPS has no float64
             parts = compute([t.double() for t in detached], wanted)
-            terms, total, _ = _joined(parts)
+            terms, total, finite, _ = _joined(parts)
             parts = Parts(terms, [g.float() for g in parts.gradients])
-        if not torch.isfinite(total):
+        if not finite:
             raise not_finite({f"{name}[{i}]": t for i, t in enumerate(detached)})
         total = total.to(inputs[0].dtype)
         terms = {k: v.to(inputs[0].dtype) for k, v in terms.items()}
@@ -114,12 +123,17 @@ def evaluate(name: str, inputs: Sequence[Tensor], compute: Callable[[list[Tensor
     return Loss(total, terms)
 
 
-def _joined(parts: Parts) -> tuple[dict[str, Tensor], Tensor, bool]:
-    """Terms and total over all processes, and whether any group of any process was lost to cancellation."""
+def _joined(parts: Parts) -> tuple[dict[str, Tensor], Tensor, bool, bool]:
+    """Terms and total over all processes, whether it is finite, and whether any process lost a group to cancellation.
+
+    The two answers are read together: each reading waits for the device.
+    """
     values = list(parts.terms.values())
     flag = values[0].new_zeros(()) if parts.cancelled is None else parts.cancelled.to(values[0].dtype)
     *values, flag = sum_over_ranks(torch.stack([*values, flag])).unbind()
-    return dict(zip(parts.terms, values)), torch.stack(values).sum(), parts.cancelled is not None and bool(flag)
+    total = torch.stack(values).sum()
+    finite, lost = torch.stack((torch.isfinite(total), flag > 0)).tolist()
+    return dict(zip(parts.terms, values)), total, finite, lost
 
 
 def not_finite(named: dict[str, Tensor]) -> NonFiniteError:

@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from ssl_toolkit.criteria.distributed import from_owners, require_same, share_out, sum_over_ranks, to_owners, world_size
-from ssl_toolkit.criteria.families import Criterion
-from ssl_toolkit.criteria.loss import Loss, Parts, evaluate
-
-CHUNK = {"cpu": 2**21}
-"""Bytes of one side's groups worked on at a time, by type of device: what a CPU's cache holds."""
-CHUNK_ELSEWHERE = 2**28
+from ssl_toolkit.criteria.families import Criterion, check_dtypes
+from ssl_toolkit.criteria.loss import Loss, Parts, chunk_bytes, evaluate
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +22,7 @@ class Matching:
         x, y: numbers of the two maps.
         query: ``(B, G)`` int64 cells of ``x``; None for every cell in raster order.
         key: ``(B, G)`` int64, the cells of ``y`` they go with.
-        weight: of the mean over slots in the sum over matchings.
+        weight: of the mean over slots in the sum over matchings, positive.
         valid: ``(B, G)`` bool, pairs that are pulled together; None for all. The others still count in the statistics
             of their slot, or as negatives.
     """
@@ -65,7 +61,12 @@ def _check(vectors: Sequence[Tensor], matchings: Sequence[Matching]) -> None:
         raise ValueError("matchings: there is none")
     if any(len(s) != 3 or (s[0], s[2]) != (shapes[0][0], shapes[0][2]) for s in shapes):
         raise ValueError(f"maps must be (B, P, C) with the same B and C, not {shapes}")
+    check_dtypes("maps", vectors)
     for m in matchings:
+        if not m.weight > 0 or not m.key.numel():
+            raise ValueError(
+                f"matching {m.kind}: weight {m.weight} must be positive, key {tuple(m.key.shape)} not empty"
+            )
         for name, cells in (("query", m.query), ("key", m.key), ("valid", m.valid)):
             if cells is None:
                 continue
@@ -75,6 +76,8 @@ def _check(vectors: Sequence[Tensor], matchings: Sequence[Matching]) -> None:
                 )
         if m.query is None and m.key.shape[1] != shapes[m.x][1]:
             raise ValueError(f"matching {m.kind}: a key is needed for each of the {shapes[m.x][1]} cells")
+        if m.key.device.type == "cpu" and not 0 <= int(m.key.min()) <= int(m.key.max()) < shapes[m.y][1]:
+            raise ValueError(f"matching {m.kind}: a key is not one of the {shapes[m.y][1]} cells of map {m.y}")
     batch, positions = shapes[0][0], sum(s[1] for s in shapes)
     require_same("maps", [batch, positions, shapes[0][2], sum(m.key.shape[1] for m in matchings)], vectors[0].device)
     if batch * world_size() < 2:
@@ -91,7 +94,7 @@ def _rows(cells: Tensor | None, batch: int, positions: int, device: torch.device
 
 def _chunks(groups: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
     """Slots to work on at a time, in chunks of about the same length; at least one for every process."""
-    most = max(world_size(), CHUNK.get(device.type, CHUNK_ELSEWHERE) // max(1, bytes_each))
+    most = max(world_size(), chunk_bytes(device) // bytes_each)
     count = -(-groups // most)
     for part in range(count):
         yield slice(part * groups // count, (part + 1) * groups // count)
@@ -125,13 +128,16 @@ def _compute(criterion: Criterion, inputs: list[Tensor], matchings: Sequence[Mat
     gradients = [torch.zeros_like(m) for m in maps] if gradient else []
     terms: dict[str, Tensor] = {}
     cancelled, taken = None, 0
+    # A process owns 1 / W of the slots, with W times as many vectors in each.
+    numbers = criterion.group_numbers(batch * world_size(), channels) // world_size()
+    bytes_each = numbers * maps[0].element_size()
     for m, times in zip(matchings, _own_times(matchings)):
         groups = m.key.shape[1]
         scale = m.weight / groups
         queries = _rows(m.query, batch, inputs[m.x].shape[1], m.key.device)
         keys = _rows(m.key, batch, inputs[m.y].shape[1], m.key.device)
         emphasis = _emphasis(m.valid, inputs[0].dtype)
-        for slots in _chunks(groups, batch * channels * maps[0].element_size(), maps[0].device):
+        for slots in _chunks(groups, bytes_each, maps[0].device):
             at_x, at_y = queries[slots].reshape(-1), keys[slots].reshape(-1)
             sizes = share_out(slots.stop - slots.start, taken)
             taken += slots.stop - slots.start
@@ -139,7 +145,7 @@ def _compute(criterion: Criterion, inputs: list[Tensor], matchings: Sequence[Mat
             for side, source, at in ((pairs[0], maps[m.x], at_x), (pairs[1], maps[m.y], at_y)):
                 torch.index_select(source, 0, at, out=side.view(-1, channels))
             if world_size() > 1:
-                pairs = torch.stack([to_owners(side, sizes) for side in pairs])
+                pairs = to_owners(pairs.movedim(0, 2), sizes).movedim(2, 0).contiguous()
             weights = None if emphasis is None else to_owners(emphasis[slots], sizes)
             found = criterion.groups(pairs, scale=scale, first_times=times, emphasis=weights, gradient=gradient)
             for name, value in found.terms.items():
@@ -148,6 +154,9 @@ def _compute(criterion: Criterion, inputs: list[Tensor], matchings: Sequence[Mat
             if found.cancelled is not None:
                 cancelled = found.cancelled if cancelled is None else cancelled | found.cancelled
             if found.gradient is not None:
-                for target, at, part in ((m.x, at_x, found.gradient[0]), (m.y, at_y, found.gradient[1])):
-                    gradients[target].index_add_(0, at, from_owners(part, sizes).view(-1, channels))
+                back = found.gradient
+                if world_size() > 1:
+                    back = from_owners(back.movedim(0, 2), sizes).movedim(2, 0)
+                for target, at, part in ((m.x, at_x, back[0]), (m.y, at_y, back[1])):
+                    gradients[target].index_add_(0, at, part.reshape(-1, channels))
     return Parts(terms, [g.view_as(v) for g, v in zip(gradients, inputs)], cancelled)

@@ -83,6 +83,8 @@ def contrast(
     """
     n, dtype = views[0].shape[1], views[0].dtype
     if temperature < SMALLEST_FLOAT32:
+        if views[0].device.type == "mps":
+            raise ValueError(f"temperature {temperature} needs float64, which MPS lacks: at least {SMALLEST_FLOAT32}")
         views = [v.double() for v in views]
     norms = [torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(NORM_EPSILON) for v in views]
     data = _Units([v / norm for v, norm in zip(views, norms)], rows or slice(0, n), rows is None)

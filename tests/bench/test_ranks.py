@@ -33,6 +33,13 @@ def test_counts_equal_the_closed_forms() -> None:
             assert share * own <= row.shared.bytes <= share * own + numbers + 1000 * share
 
 
+def test_the_fullest_process_has_at_most_one_slot_more() -> None:
+    options = RanksConfig(batch=64, dim=8, local_dim=16, cells=9, gamma=4, worlds=[1, 2, 8, 32])
+    rows = [r for r in count_rows(options) if r.loss == "local"]
+    slot = 2 * 4 * 64 * 16 * 16
+    assert [r.shared.flops for r in rows] == [slot * n for n in (26, 13, 4, 1)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

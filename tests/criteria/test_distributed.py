@@ -158,6 +158,63 @@ def test_bad_batches_stop_every_process(tmp_path: Path) -> None:
         assert ("24 values that are not finite" in not_finite) == (rank == 1)
 
 
+def shapes_and_strides(rank: int, world: int, port: int, folder: str) -> None:
+    start(rank, world, port)
+    messages = []
+    z = [torch.randn(4, 6 + rank) for _ in range(2)]
+    maps = [torch.randn(4, 5 + rank, 6) for _ in range(2)]
+    key = torch.zeros(4, 5 + rank, dtype=torch.int64)
+    for call in (
+        lambda: VICRegCriterion().views(z, 2),
+        lambda: matched_loss(VICRegCriterion(), maps, [Matching("location", 0, 1, None, key, 1.0)]),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            messages.append(str(error))
+    everything = torch.arange(24.0).view(3, 8)  # (D, W * B): columns are rows of the transposed
+    joined = gather_rows(everything.T[rank * 4 : rank * 4 + 4])
+    messages.append(str(torch.equal(joined, everything.T)))
+    (Path(folder) / f"{rank}.txt").write_text("\n".join(messages))
+    dist.destroy_process_group()
+
+
+def test_other_shapes_stop_every_process_and_strides_do_not_matter(tmp_path: Path) -> None:
+    spawn(shapes_and_strides, 2, str(tmp_path))
+    for rank in range(2):
+        views, maps, gathered = (tmp_path / f"{rank}.txt").read_text().splitlines()
+        assert "embeddings: shapes differ between processes: [4, 2, 6] in process 0, [4, 2, 7] in 1" in views
+        assert "maps: shapes differ between processes" in maps
+        assert gathered == "True"
+
+
+def one_image(rank: int, world: int, port: int, folder: str) -> None:
+    start(rank, world, port)
+    generator = torch.Generator().manual_seed(0)
+    z = [torch.randn(world, 6, dtype=torch.float64, generator=generator)[rank : rank + 1] for _ in range(2)]
+    key = torch.arange(3).expand(1, 3)
+    values = []
+    for criterion in (VICRegCriterion(), ContrastiveCriterion()):
+        values.append(criterion.views(z, 2).total.item())
+        maps = [t.view(1, 3, 2) for t in z]
+        values.append(matched_loss(criterion, maps, [Matching("location", 0, 1, None, key, 1.0)]).total.item())
+    (Path(folder) / f"{rank}.txt").write_text(" ".join(map(str, values)))
+    dist.destroy_process_group()
+
+
+def test_one_image_a_process_is_enough(tmp_path: Path) -> None:
+    spawn(one_image, 2, str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    z = [torch.randn(2, 6, dtype=torch.float64, generator=generator) for _ in range(2)]
+    expected = []
+    for criterion in (VICRegCriterion(), ContrastiveCriterion()):
+        matching = Matching("location", 0, 1, None, torch.arange(3).expand(2, 3), 1.0)
+        expected.append(criterion.views(z, 2).total.item())
+        expected.append(matched_loss(criterion, [t.view(2, 3, 2) for t in z], [matching]).total.item())
+    for rank in range(2):
+        assert [float(v) for v in (tmp_path / f"{rank}.txt").read_text().split()] == pytest.approx(expected)
+
+
 def slots(rank: int, world: int, port: int, folder: str) -> None:
     start(rank, world, port)
     everything = torch.arange(world * 2 * 5).view(5, world * 2).float()  # 5 groups of 2 rows a process

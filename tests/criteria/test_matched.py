@@ -14,9 +14,9 @@ from ssl_toolkit.criteria import (
     Matching,
     NonFiniteError,
     VICRegCriterion,
-    matched,
     matched_loss,
 )
+from ssl_toolkit.criteria.loss import CHUNK
 from tests.criteria.test_ntxent import loop_nt_xent
 from tests.criteria.test_vicreg import loop_covariance, loop_invariance, loop_variance
 
@@ -69,7 +69,7 @@ CRITERIA: dict[str, Criterion] = {"vicreg": VICRegCriterion(), "contrastive": Co
 @pytest.mark.parametrize("name", sorted(CRITERIA))
 @pytest.mark.parametrize("chunk", [1, 200, 2**20])
 def test_it_equals_loops_whatever_the_chunks(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(matched.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(CHUNK, "cpu", chunk)
     maps, matchings = make_maps(), make_matchings()
     loss = matched_loss(CRITERIA[name], maps, matchings)
     assert loss.total.item() == pytest.approx(loop_loss(maps, matchings, name), rel=1e-10)
@@ -137,15 +137,26 @@ def test_bf16_maps_are_compared_in_float32_under_autocast() -> None:
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-2, atol=1e-6)
 
 
-def test_a_covariance_lost_to_cancellation_is_computed_again() -> None:
-    generator = torch.Generator().manual_seed(0)
-    maps = [torch.randn(32, 2, 512, generator=generator) * 1e-3 for _ in range(2)]
-    for m in maps:
-        m[..., 0] += 30 * torch.randn(32, 2, generator=generator)
-    matching = Matching("location", 0, 1, None, torch.tensor([[1, 0]]).expand(32, 2), 1.0)
-    criterion = VICRegCriterion(0, 0, 1)
-    exact = matched_loss(criterion, [m.double() for m in maps], [matching]).total.item()
-    assert matched_loss(criterion, maps, [matching]).total.item() == pytest.approx(exact, rel=1e-4)
+@pytest.mark.parametrize("weights", [(25, 25, 0), (25, 0, 1), (0, 25, 0), (0, 0, 1), (1, 0, 0)])
+def test_gradients_of_any_subset_of_terms_are_right(weights: tuple[float, float, float]) -> None:
+    criterion = VICRegCriterion(*weights)
+    assert torch.autograd.gradcheck(lambda *m: matched_loss(criterion, m, make_matchings()).total, make_maps())
+
+
+@pytest.mark.parametrize("criterion", [VICRegCriterion(), ContrastiveCriterion(0.3)])
+def test_masks_go_with_their_slots_whatever_the_chunks(criterion: Criterion, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_matchings()[0]
+    valid = torch.tensor([[True, False, True], [False, False, True], [True, True, True], [False, True, False]])
+    masked = Matching(first.kind, 0, 1, first.query, first.key, 1.0, valid)
+
+    def gradients(chunk: int) -> list[Tensor]:
+        monkeypatch.setitem(CHUNK, "cpu", chunk)
+        maps = make_maps()
+        total = matched_loss(criterion, maps, [masked]).total
+        return [total.detach(), *torch.autograd.grad(total, maps[:2])]
+
+    for found, expected in zip(gradients(1), gradients(2**20)):
+        torch.testing.assert_close(found, expected)
 
 
 def test_bad_input_is_named() -> None:
@@ -171,3 +182,9 @@ def test_bad_input_is_named() -> None:
     broken[0, :, 0] = torch.nan
     with pytest.raises(NonFiniteError, match=r"maps\[1\] of shape \(4, 6, 3\) has 6 values that are not finite"):
         run(vectors=[maps[0], broken, maps[2]])
+
+
+def test_maps_of_other_batches_are_named() -> None:
+    maps = make_maps()
+    with pytest.raises(ValueError, match=r"same B and C, not \[\(4, 6, 3\), \(3, 6, 3\)"):
+        matched_loss(VICRegCriterion(), [maps[0], maps[1][:3]], make_matchings()[:1])

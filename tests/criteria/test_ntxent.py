@@ -133,6 +133,27 @@ def test_groups_are_summed_and_float32() -> None:
     assert found.terms["contrastive"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_zero_vector_has_cosine_zero_with_all() -> None:
+    x, y = torch.eye(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    x[0] = 0
+    e = math.exp(1 / 0.5)
+    # x0 sees five zeros; y0 four zeros and x0; the others their positive at 1 and four zeros.
+    expected = (2 * math.log(5) + 4 * (math.log(e + 4) - 2)) / 6
+    assert nt_xent(x, y, 0.5).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.01])
+def test_results_have_the_inputs_precision(temperature: float, generator: torch.Generator) -> None:
+    x, y = (torch.randn(4, 3, generator=generator, requires_grad=True) for _ in range(2))
+    with torch.no_grad():
+        assert nt_xent(x, y, temperature).dtype == torch.float32
+    assert nt_xent(x, y, temperature).dtype == torch.float32
+    found = ContrastiveCriterion(temperature).groups(torch.stack((x, y)).detach()[:, None])
+    assert found.terms["contrastive"].dtype == torch.float32
+    assert found.gradient is not None
+    assert found.gradient.dtype == torch.float32
+
+
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="N >= 2"):
         nt_xent(torch.zeros(3, 1, 4), torch.zeros(3, 1, 4), 0.2)

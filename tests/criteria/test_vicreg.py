@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_toolkit.criteria import NonFiniteError, VICRegCriterion, covariance, invariance, variance, view_pairs
+from ssl_toolkit.criteria import (
+    NonFiniteError,
+    VICRegCriterion,
+    covariance,
+    invariance,
+    std_of,
+    variance,
+    view_pairs,
+)
+from ssl_toolkit.criteria.loss import CHUNK
 from ssl_toolkit.criteria.vicreg import spread
 
 
@@ -37,11 +46,6 @@ def loop_covariance(x: Tensor) -> float:
 def loop_invariance(x: Tensor, y: Tensor) -> float:
     n, d = x.shape
     return sum((x[i, j].item() - y[i, j].item()) ** 2 for i in range(n) for j in range(d)) / (n * d)
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.mark.parametrize(("n", "d"), [(5, 3), (4, 9), (6, 6), (2, 5)])
@@ -112,75 +116,6 @@ def test_shares_of_rows_add_up(n: int, d: int, per_process: int, generator: torc
     torch.testing.assert_close(torch.cat([p.gradient for p in parts if p.gradient is not None], dim=1), expected)
 
 
-def one_dimension_dominates(n: int, d: int, generator: torch.Generator) -> Tensor:
-    x = torch.randn(n, d, generator=generator) * 1e-3
-    x[:, 0] += 30 * torch.randn(n, generator=generator)
-    return x
-
-
-def whitened(n: int, d: int, generator: torch.Generator) -> Tensor:
-    """The closest N - 1 directions come to having no correlation between D dimensions."""
-    x = torch.randn(n, d, generator=generator)
-    left, _, right = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
-    return left[:, : n - 1] @ right[: n - 1] * n**0.5
-
-
-@pytest.mark.parametrize(
-    ("n", "d", "kind"),
-    [
-        (256, 2048, "normal"),
-        (255, 256, "normal"),
-        (256, 256, "normal"),
-        (257, 256, "normal"),
-        (511, 512, "whitened"),
-        (256, 2048, "dominated"),
-        (64, 8192, "dominated"),
-    ],
-)
-def test_float32_keeps_the_covariance(n: int, d: int, kind: str, generator: torch.Generator) -> None:
-    make = {"normal": lambda n, d, g: torch.randn(n, d, generator=g), "whitened": whitened}
-    x = make.get(kind, one_dimension_dominates)(n, d, generator)
-    exact = x.double().requires_grad_()
-    _, expected = textbook_spread(exact)
-    (gradient,) = torch.autograd.grad(expected, exact)
-    single = x.requires_grad_()
-    value = covariance(single)
-    assert value.dtype == torch.float32
-    assert value.item() == pytest.approx(expected.item(), rel=1e-4)
-    (found,) = torch.autograd.grad(value, single)
-    assert (found - gradient).norm() <= 1e-4 * gradient.norm()
-
-
-def test_the_guard_is_what_keeps_it(generator: torch.Generator) -> None:
-    x = one_dimension_dominates(256, 2048, generator)
-    _, expected = textbook_spread(x.double())
-    unguarded = spread(x[None], 0.0, 1.0)
-    assert bool(unguarded.cancelled)
-    assert abs(unguarded.covariance.item() / expected.item() - 1) > 1e-2
-    loss = VICRegCriterion(0, 0, 1).views([x.requires_grad_(), x.detach().clone()], 2)
-    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert loss.total.dtype == torch.float32
-    assert not bool(spread(torch.randn(1, 256, 2048, generator=generator), 0.0, 1.0).cancelled)
-
-
-def test_full_size(generator: torch.Generator) -> None:
-    """N 2048, D 8192, the paper's global batch and expander."""
-    x = torch.randn(2048, 8192, generator=generator) * torch.rand(8192, generator=generator) * 2 + 1
-    exact = x.double()
-    exact -= exact.mean(dim=0)
-    expected = 0.0
-    for start in range(0, 8192, 1024):  # the D x D matrix, a block of columns at a time
-        block = exact.T @ exact[:, start : start + 1024] / 2047
-        block.diagonal(offset=-start).zero_()
-        expected += block.square().sum().item() / 8192
-    value = covariance(x.requires_grad_())
-    assert value.item() == pytest.approx(expected, rel=1e-5)
-    (found,) = torch.autograd.grad(value, x)
-    rows = exact[:4]
-    slope = rows @ exact.T @ exact - rows * exact.square().sum(dim=0)
-    torch.testing.assert_close(found[:4].double(), slope * 4 / 8192 / 2047**2, rtol=1e-4, atol=1e-12)
-
-
 def test_nothing_is_computed_for_gradients_that_nobody_wants(generator: torch.Generator) -> None:
     z = [torch.randn(4, 9, generator=generator, requires_grad=True) for _ in range(2)]
     with torch.no_grad():
@@ -188,9 +123,6 @@ def test_nothing_is_computed_for_gradients_that_nobody_wants(generator: torch.Ge
         assert not covariance(z[0]).requires_grad
     assert not loss.total.requires_grad
     assert spread(z[0][None].detach(), 1.0, 1.0, gradient=False).gradient is None
-    first = torch.autograd.grad(VICRegCriterion().views(z, 2).total, z[0], create_graph=True)[0]
-    with pytest.raises(RuntimeError):  # second derivatives are refused, not wrong
-        torch.autograd.grad(first.sum(), z[0])
 
 
 def test_the_gradient_takes_the_losss_weight_and_may_be_asked_for_twice(generator: torch.Generator) -> None:
@@ -241,6 +173,67 @@ def test_statistics_are_float32_under_autocast() -> None:
         assert value.item() == pytest.approx(reference.terms[name].item(), rel=1e-5)
 
 
+def test_invariance_is_float32(generator: torch.Generator) -> None:
+    x, y = (torch.randn(8, 16, generator=generator).bfloat16() for _ in range(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = invariance(x, y)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(loop_invariance(x.double(), y.double()), rel=1e-5)
+
+
+def test_std_is_over_the_batch(generator: torch.Generator) -> None:
+    x = torch.randn(2, 5, 3, generator=generator) * torch.tensor([1.0, 10.0, 100.0])
+    x = x + torch.tensor([0.0, 50.0, -500.0])
+    expected = [sum(x[g, :, j].std().item() for j in range(3)) / 3 for g in range(2)]
+    assert std_of(x).tolist() == pytest.approx(expected)
+    assert std_of(x[0, :1].expand(5, 3)).item() == 0
+
+
+def test_second_derivatives_are_refused(generator: torch.Generator) -> None:
+    z = [torch.randn(4, 9, generator=generator, requires_grad=True) for _ in range(2)]
+    total = VICRegCriterion().views(z, 2).total
+    first = torch.autograd.grad(total.square(), z[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("sum_sides", [False, True])
+@pytest.mark.parametrize("times", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("layout", ["contiguous", "swapped"])
+def test_the_first_sides_statistics_count_as_often_as_asked(
+    sum_sides: bool, times: float, layout: str, generator: torch.Generator
+) -> None:
+    pairs = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=generator)
+    if layout == "swapped":
+        pairs = pairs.transpose(0, 1).contiguous().transpose(0, 1)
+    emphasis = torch.rand(3, 5, dtype=torch.float64, generator=generator)
+    found = VICRegCriterion(2, 3, 5, sum_sides).groups(pairs, scale=0.7, first_times=times, emphasis=emphasis)
+    leaf = pairs.clone().requires_grad_()
+    var, cov = textbook_spread(leaf)
+    share = 1.0 if sum_sides else 0.5
+    counts = share * torch.tensor([[times], [1.0]], dtype=torch.float64)
+    pulled = 2 * ((leaf[0] - leaf[1]).square().mean(dim=-1) * emphasis).mean(dim=-1).sum()
+    expected = {"invariance": pulled, "variance": 3 * (counts * var).sum(), "covariance": 5 * (counts * cov).sum()}
+    for name, value in expected.items():
+        assert found.terms[name].item() == pytest.approx(value.item()), name
+    (gradient,) = torch.autograd.grad(0.7 * sum(expected.values()), leaf)
+    torch.testing.assert_close(found.gradient, gradient)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 9])
+def test_invariance_does_not_depend_on_the_chunks(
+    rows: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CHUNK, "cpu", rows * 3 * 4 * 8)  # 3 views of D 4 in float64
+    z = [torch.randn(5, 4, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(3)]
+    total = VICRegCriterion(1, 0, 0).views(z, 2).total
+    pairs = [(0, 1), (0, 2), (1, 0), (1, 2)]
+    expected = sum((z[m] - z[n]).square().mean() for m, n in pairs) / len(pairs)
+    torch.testing.assert_close(total, expected)
+    for found, right in zip(torch.autograd.grad(total, z), torch.autograd.grad(expected, z)):
+        torch.testing.assert_close(found, right)
+
+
 NAN = torch.tensor([[0.0, 1.0], [float("nan"), 2.0], [1.0, 2.0]])
 
 
@@ -276,3 +269,9 @@ def test_bad_groups_are_named() -> None:
 def test_bad_weights_are_named(weights: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="must not be negative, nor all 0"):
         VICRegCriterion(*weights)
+
+
+@pytest.mark.parametrize("num_large", [0, 3])
+def test_the_number_of_large_views_is_checked(num_large: int) -> None:
+    with pytest.raises(ValueError, match=rf"one of them large, not {num_large} of"):
+        VICRegCriterion().views([torch.randn(3, 4)] * 2, num_large)

@@ -14,6 +14,7 @@ from ssl_toolkit.errors import UserError
 from ssl_toolkit.matching import cell_axes
 from ssl_toolkit.methods.local import PRESETS, CellMap, LocalConfig, LocalCriterion, resolve
 from ssl_toolkit.registry import typed
+from tests.helpers import random_batch
 
 Maps = list[tuple[Tensor, list[list[float]], list[bool], tuple[int, int], bool]]
 
@@ -40,9 +41,8 @@ def centres(box: list[float], flip: bool, size: tuple[int, int]) -> list[tuple[f
     ]
 
 
-def loop_loss(maps: Maps, preset: str, criterion: Criterion, kinds: list[str]) -> float:
+def loop_loss(maps: Maps, values: dict[str, Any], criterion: Criterion, kinds: list[str]) -> float:
     """Literal sums: ordered pairs, two directions, every cell by brute force, the criterion on stacked slots."""
-    values = PRESETS[preset]
     large = sum(m[4] for m in maps)
     ordered = [(m, n) for m in range(large) for n in range(len(maps)) if m != n]
     result = 0.0
@@ -50,15 +50,12 @@ def loop_loss(maps: Maps, preset: str, criterion: Criterion, kinds: list[str]) -
         for kind in kinds:
             gammas = values["gamma" if kind == "location" else "feature_gamma"]
             for argument, (i, j) in enumerate(((m, n), (n, m))):
-                (x, boxes, flips, size, is_large), (y, other_boxes, other_flips, other_size, _) = (
-                    maps[i],
-                    maps[j],
-                )
+                (x, boxes, flips, size, is_large), (y, other_boxes, other_flips, other_size, _) = maps[i], maps[j]
                 first = is_large if values["gamma_by"] == "size" else argument == 0
                 gamma = gammas[0 if first else 1]
                 cells = x.shape[1]
                 keep = cells if gamma == 0 else round(gamma * cells) if gamma < 1 else min(int(gamma), cells)
-                rows_x, rows_y = [], []
+                rows_x, rows_y, near = [], [], []
                 for b in range(len(x)):
                     aware = values["flip_aware"]
                     here = centres(boxes[b], flips[b] and aware, size)
@@ -71,13 +68,25 @@ def loop_loss(maps: Maps, preset: str, criterion: Criterion, kinds: list[str]) -
                             distances = [(x[b, p] - v).norm().item() for v in y[b]]
                         best = min(range(len(distances)), key=distances.__getitem__)
                         scored.append((distances[best], p, best))
-                    kept = sorted(sorted(scored)[:keep], key=lambda s: s[1])
+                    kept = sorted(scored)[:keep]
+                    if values["order"] == "raster":
+                        kept.sort(key=lambda s: s[1])
+                    diagonals = [
+                        math.hypot((box[3] - box[1]) / h, (box[2] - box[0]) / w)
+                        for box, (h, w) in ((boxes[b], size), (other_boxes[b], other_size))
+                    ]
+                    limit = (values.get("max_distance") or math.inf) * max(diagonals)
+                    near.append([kind != "location" or s[0] <= limit for s in kept])
                     rows_x.append(torch.stack([x[b, p] for _, p, _ in kept]))
                     rows_y.append(torch.stack([y[b, q] for _, _, q in kept]))
-                slots_x, slots_y = torch.stack(rows_x, 1), torch.stack(rows_y, 1)
+                weights = torch.tensor(near, dtype=torch.float64)
+                weights /= weights.mean().clamp_min(1 / weights.numel())
                 per_slot = [
-                    sum(v.item() for v in criterion.groups(torch.stack((a, c))[:, None]).terms.values())
-                    for a, c in zip(slots_x, slots_y)
+                    sum(
+                        v.item()
+                        for v in criterion.groups(torch.stack((a, c))[:, None], emphasis=w[None]).terms.values()
+                    )
+                    for a, c, w in zip(torch.stack(rows_x, 1), torch.stack(rows_y, 1), weights.T)
                 ]
                 share = 1.0 if values["sum_directions"] else 0.5
                 result += share * sum(per_slot) / len(per_slot)
@@ -105,7 +114,7 @@ def test_every_preset_equals_loops(preset: str, sides: list[tuple[int, int]], fa
         ]
         loss = LocalCriterion(config, criterion)(cell_maps)
         assert all(name.startswith(matching) for name in loss.terms)
-        assert loss.total.item() == pytest.approx(loop_loss(maps, preset, criterion, kinds), rel=1e-9)
+        assert loss.total.item() == pytest.approx(loop_loss(maps, PRESETS[preset], criterion, kinds), rel=1e-9)
 
 
 def test_ours_keeps_the_papers_share_of_any_map() -> None:
@@ -157,3 +166,51 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 def test_an_unknown_preset_is_named() -> None:
     with pytest.raises(UserError, match="did you mean 'official'"):
         resolve(LocalConfig(), "offical")
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize(
+    "options",
+    [{"order": "distance"}, {"max_distance": 0.9}, {"order": "distance", "max_distance": 0.9, "gamma": [0.0, 0.0]}],
+)
+@pytest.mark.parametrize("family", ["vicreg", "contrastive"])
+@pytest.mark.filterwarnings("ignore:gamma")
+def test_every_option_equals_loops(preset: str, options: dict[str, Any], family: str) -> None:
+    maps = make_maps([(4, 5), (4, 5), (3, 2)], num_large=2)
+    criterion: Criterion = VICRegCriterion() if family == "vicreg" else ContrastiveCriterion(0.3)
+    cell_maps = [
+        CellMap(v, cell_axes(torch.tensor(boxes, dtype=torch.float64), *size, torch.tensor(flips)), large)
+        for v, boxes, flips, size, large in maps
+    ]
+    for kind in ("location", "feature"):
+        config = resolve(LocalConfig(matching=kind, **options), preset)
+        found = LocalCriterion(config, criterion)(cell_maps).total.item()
+        expected = loop_loss(maps, PRESETS[preset] | options, criterion, [kind])
+        assert found == pytest.approx(expected, rel=1e-9), kind
+
+
+def test_cells_lie_where_the_view_says() -> None:
+    batch = random_batch(sizes=(32, 32))
+    found = LocalCriterion(resolve(LocalConfig(), "ours"), VICRegCriterion()).locate(batch, 1, (2, 3))
+    for b in range(4):
+        expected = centres(batch.views[1].box[b].tolist(), bool(batch.views[1].flip[b]), (2, 3))
+        torch.testing.assert_close(found.points()[b], torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("preset", "pixels"), [("ours", 0.0), ("official", 20.0)])
+def test_statistics_know_flips_even_where_the_matching_does_not(preset: str, pixels: float) -> None:
+    """One crop twice, once mirrored: four columns of 10 pixels, whose mirror images are 30, 10, 10 and 30 away."""
+    box = torch.tensor([[0.0, 0.0, 40.0, 40.0]]).expand(3, 4)
+    maps = [
+        CellMap(torch.randn(3, 16, 4), cell_axes(box, 4, 4, torch.full((3,), flip)), True) for flip in (False, True)
+    ]
+    config = resolve(LocalConfig(matching="location", gamma=[0.0, 0.0]), preset)
+    _, statistics = LocalCriterion(config, VICRegCriterion()).evaluate(maps)
+    assert statistics()["match_location_pixels"].item() == pytest.approx(pixels)
+    assert statistics()["match_location_overlap"].item() == 1
+
+
+def test_a_gamma_of_one_is_a_pair_not_all() -> None:
+    local = LocalCriterion(resolve(LocalConfig(gamma=[1.0, 0.99]), "ours"), VICRegCriterion())
+    assert local.kept_pairs("location", True, 0, 49) == 1
+    assert local.kept_pairs("location", False, 0, 49) == 49

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.matching import cell_axes
 from ssl_toolkit.methods import METHODS, Method, VICRegL, VICRegLConfig
 from ssl_toolkit.methods.base import HeadConfig
 from ssl_toolkit.methods.heads import MLP, embed_cells
+from ssl_toolkit.methods.local import CellMap
 from tests.helpers import TinyBackbone, random_batch
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -178,3 +180,75 @@ def test_the_python_interface_reads_well() -> None:
     method = VICRegL(VICRegLConfig(alpha=0.9, expander=HeadConfig([16, 16, 16])), TinyBackbone())
     assert method.alpha == 0.9
     assert method.config.local.gamma == [0.41, 0.41]
+
+
+@pytest.mark.parametrize("name", ["vicreg", "vicregl"])
+def test_the_preset_paper_adds_both_sides(name: str) -> None:
+    batch = random_batch()
+    ours, paper = (build(name, preset=preset)(batch).terms for preset in ("ours", "paper"))
+    for term, factor in (("invariance", 1), ("variance", 2), ("covariance", 2)):
+        found = paper[f"global_{term}"].item()
+        assert found == pytest.approx(factor * ours[f"global_{term}"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vicregl", "simclr_l"])
+def test_the_local_loss_is_that_of_the_views_cells(name: str) -> None:
+    """Views of 32 x 24 and 24 x 16 pixels, maps of 4 x 3 and 3 x 2 cells, gamma by the size of the view."""
+    method = build(name, local={"gamma": [5, 2]}).eval()
+    batch = random_batch(sizes=(32, 32, 24, 24))
+    batch = batch.map(lambda t: t[..., : t.shape[-1] - 8] if t.ndim == 4 else t)
+    features = [method.backbone(view.image) for view in batch.views]
+    maps = [
+        CellMap(
+            method.local_vectors(f.maps),
+            cell_axes(view.box, f.maps.shape[2], f.maps.shape[3], view.flip),
+            i in (0, 1),
+        )
+        for i, (f, view) in enumerate(zip(features, batch.views))
+    ]
+    output = method(batch)
+    for term, value in method.local(maps).terms.items():
+        assert output.terms[term].item() == pytest.approx(value.item()), term
+    assert torch.equal(output.pooled, features[0].pooled)
+    assert not output.pooled.requires_grad
+
+
+def test_gamma_of_just_the_cells_is_allowed_and_goes_by_position_where_the_preset_says_so() -> None:
+    build("vicregl", local={"gamma": [16, 9]}).check([(4, 4), (4, 4), (3, 3)], num_large=2)
+    build("vicregl", preset="official").check([(7, 7), (7, 7), (3, 3)], num_large=2)
+    with pytest.raises(UserError, match="10 pairs asked of a small view whose map has 3x3 = 9 cells"):
+        build("vicregl", local={"gamma": [16, 10]}).check([(4, 4), (4, 4), (3, 3)], num_large=2)
+    with pytest.raises(UserError, match=r"method\.local\.feature_gamma: 17 pairs"):
+        build("vicregl", local={"feature_gamma": [17, 4]}).check([(4, 4), (4, 4)], num_large=2)
+
+
+def test_the_local_criterion_has_its_own_temperature() -> None:
+    batch = random_batch()
+    plain = build("simclr_l", temperature=0.3)
+    assert (plain.criterion.temperature, plain.local.criterion.temperature) == (0.3, 0.3)
+    other = build("simclr_l", temperature=0.3, local_temperature=0.1)
+    assert (other.criterion.temperature, other.local.criterion.temperature) == (0.3, 0.1)
+    a, b = plain(batch).terms, other(batch).terms
+    assert torch.equal(a["global_contrastive"], b["global_contrastive"])
+    assert a["location_contrastive"] != b["location_contrastive"]
+
+
+def test_coefficients_go_to_their_terms() -> None:
+    batch = random_batch()
+    ones = build("vicregl", invariance=1.0, variance=1.0, covariance=1.0)(batch).terms
+    found = build("vicregl", invariance=2.0, variance=3.0, covariance=5.0)(batch).terms
+    for name, value in ones.items():
+        factor = {"invariance": 2, "variance": 3, "covariance": 5}[name.split("_")[1]]
+        assert found[name].item() == pytest.approx(factor * value.item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("simclr_l", {"local_temperature": 0.001}, "local_temperature must be at least 0.003, not 0.001"),
+        ("vicregl", {"local_terms": "i", "terms": "vc", "invariance": 0.0}, "must not be negative, nor all 0"),
+    ],
+)
+def test_more_bad_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(name, **options)
