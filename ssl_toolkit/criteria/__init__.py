@@ -1,4 +1,5 @@
-"""Losses as pure functions on ``(..., N, D)``, exact on the global batch of all processes."""
+"""Losses on groups ``(..., N, D)``: pure functions on what they are given, and criteria exact on the batch of all
+processes."""
 
 from ssl_toolkit.criteria.distributed import world_size
 from ssl_toolkit.criteria.families import ContrastiveCriterion, Criterion, Groups, VICRegCriterion, view_pairs

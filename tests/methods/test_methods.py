@@ -183,6 +183,7 @@ def test_the_python_interface_reads_well() -> None:
 
 
 @pytest.mark.parametrize("name", ["vicreg", "vicregl"])
+@pytest.mark.filterwarnings("ignore:gamma")
 def test_the_preset_paper_adds_both_sides(name: str) -> None:
     batch = random_batch()
     ours, paper = (build(name, preset=preset)(batch).terms for preset in ("ours", "paper"))
