@@ -74,8 +74,12 @@ def test_commands_and_python_run_in_order(tmp_path: Path, monkeypatch: pytest.Mo
 def test_links_lead_somewhere() -> None:
     for folder, text in ((ROOT, README), (ROOT / "docs", DOCS)):
         for target in re.findall(r"\]\(([^)]+)\)", text):
-            if not target.startswith("http"):
-                assert (folder / target).exists(), target
+            if target.startswith("http"):
+                continue
+            page, _, section = target.partition("#")
+            assert (folder / page).exists(), target
+            titles = re.findall(r"^#+ (.*)", (folder / page).read_text(), flags=re.MULTILINE) if section else []
+            assert not section or section in [title.lower().replace(" ", "-") for title in titles], target
 
 
 def test_what_a_run_leaves_is_what_it_says(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.distributed as dist
 
-from ssl_toolkit.bench.ranks import RanksConfig, count_rows
+from ssl_toolkit.bench.ranks import RanksConfig, count, count_rows
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.registry import typed
 
@@ -38,6 +39,15 @@ def test_the_fullest_process_has_at_most_one_slot_more() -> None:
     rows = [r for r in count_rows(options) if r.loss == "local"]
     slot = 2 * 4 * 64 * 16 * 16
     assert [r.shared.flops for r in rows] == [slot * n for n in (26, 13, 4, 1)]
+
+
+def test_an_all_reduce_counts_as_a_ring() -> None:
+    def step() -> torch.Tensor:
+        x = torch.zeros(250)
+        dist.all_reduce(x)
+        return x.sum().requires_grad_()
+
+    assert count(4, step).bytes == 2 * 3 / 4 * 1000
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def test_cells_are_embedded_in_raster_order() -> None:
         ("vicreg", {"terms": "i", "invariance": 0.0}, "must not be negative, nor all 0"),
         ("vicregl", {"local_terms": "vv"}, "local_terms must be letters of vic"),
         ("vicregl", {"local": {"max_distance": 0.0}}, "local.max_distance must be positive"),
+        ("vicregl", {"local": {"max_distance": float("nan")}}, "local.max_distance must be positive"),
         ("vicregl", {"local": {"feature_weight": -1.0}}, "must not be negative"),
         ("vicreg", {"expander": {"widths": []}}, "widths must be positive"),
         ("simclr", {"temperature": 0.0}, "temperature must be at least 0.003, not 0.0"),
