@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssl_toolkit.bench import lightly_losses, textbook
 from ssl_toolkit.bench.base import SUITES, BenchConfig, Comparison, Contender, Counted, Outcome, Suite
+from ssl_toolkit.bench.inputs import random_boxes
 from ssl_toolkit.bench.ranks import RanksConfig, ranks_case
 from ssl_toolkit.criteria import ContrastiveCriterion, VICRegCriterion
 from ssl_toolkit.errors import UserError, unknown
@@ -21,7 +22,6 @@ NT_XENT, RANKS = "nt_xent", "ranks"
 PARTS = ("global", "local")
 CONTENDERS = ("ours", "textbook", "lightly")
 TEMPERATURE = 0.1
-IMAGE = (375.0, 500.0)  # height and width of the seed images that boxes are drawn in
 
 
 @dataclass
@@ -131,10 +131,7 @@ class Inputs:
 
 
 def make_inputs(case: CaseConfig, seed: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Inputs:
-    """Views that share a part of every vector, with deviations on both sides of the hinge, and random boxes.
-
-    Sides are drawn from a continuum, so that no two distances between cells are equal.
-    """
+    """Views that share a part of every vector, with deviations on both sides of the hinge, and random boxes."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -148,12 +145,7 @@ def make_inputs(case: CaseConfig, seed: int, device: torch.device, dtype: torch.
     embeddings, vectors, axes = [], [], []
     for view, (height, width) in enumerate(case.map_sizes()):
         low, high = (0.4, 1.0) if view < case.large else (0.15, 0.4)
-        share = low + (high - low) * torch.rand(case.batch, 2, generator=generator, dtype=torch.float64)
-        size = share * torch.tensor([IMAGE[1], IMAGE[0]])
-        corner = torch.rand(case.batch, 2, generator=generator, dtype=torch.float64) * (
-            torch.tensor([IMAGE[1], IMAGE[0]]) - size
-        )
-        box = torch.cat((corner, corner + size), dim=1).to(device, dtype)
+        box = random_boxes(case.batch, low, high, generator).to(device, dtype)
         flip = (torch.rand(case.batch, generator=generator) < 0.5).to(device)
         embeddings.append(embedded(pooled, 1)[:, 0].contiguous())
         vectors.append(embedded(local, height * width))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_toolkit.backbones import BackboneConfig, create_backbone, map_size
 from ssl_toolkit.bench.base import SUITES, BenchConfig, Comparison, Contender, Suite
+from ssl_toolkit.bench.inputs import IMAGE, random_boxes
 from ssl_toolkit.config import compose_config
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.hardware import pick_precision
@@ -22,7 +23,6 @@ from ssl_toolkit.views.batch import View, ViewBatch
 
 PAPER = "+18%, +39%"
 """VICRegL over VICReg: 13 h and 15.7 GB to 11 h and 11.3 GB (VICRegL, Table 11: ResNet-50, batch 2048, 32 V100)."""
-IMAGE = (375.0, 500.0)  # height and width of the seed images that boxes are drawn in
 
 
 @dataclass
@@ -63,14 +63,11 @@ class StepConfig(BenchConfig):
 def random_views(batch_size: int, size: int, seed: int) -> ViewBatch:
     """Two large uint8 views of noise, with random boxes and flips."""
     generator = torch.Generator().manual_seed(seed)
-    bounds = torch.tensor([IMAGE[1], IMAGE[0]])
     views = []
     for _ in range(2):
-        sides = (0.4 + 0.6 * torch.rand(batch_size, 2, generator=generator)) * bounds
-        corner = torch.rand(batch_size, 2, generator=generator) * (bounds - sides)
         image = torch.randint(0, 256, (batch_size, 3, size, size), generator=generator, dtype=torch.uint8)
         flip = torch.rand(batch_size, generator=generator) < 0.5
-        views.append(View(image, torch.cat((corner, corner + sides), dim=1), flip))
+        views.append(View(image, random_boxes(batch_size, 0.4, 1.0, generator).float(), flip))
     return ViewBatch(tuple(views), 2, torch.tensor([IMAGE]).expand(batch_size, 2), torch.arange(batch_size))
 
 

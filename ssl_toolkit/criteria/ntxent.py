@@ -91,13 +91,7 @@ def contrast(
     own = data.own
     weights = own[0].new_full((1, n), 1 / n) if emphasis is None else emphasis.to(own[0].dtype) / n
 
-    selves = [data.similar(v, v, temperature) for v in range(len(views))]
-    for block in selves:
-        block.diagonal(offset=data.rows.start, dim1=-2, dim2=-1).zero_()
-    crosses: dict[tuple[int, int], Tensor] = {}
-    for m, k, _ in pairs:
-        crosses[m, k] = data.similar(m, k, temperature)
-        crosses[k, m] = crosses[m, k].mT if data.whole else data.similar(k, m, temperature)
+    selves, crosses = _exponentials(data, pairs, temperature)
     self_sums = [block.sum(dim=-1) for block in selves]
     # Denominators of the anchors of both sides of each pair, (S, G, R).
     sides = [side for m, k, _ in pairs for side in ((m, k), (k, m))]
@@ -117,6 +111,20 @@ def contrast(
         value.to(dtype),
         [_through_norm(g, u, norm[:, data.rows]).to(dtype) for g, u, norm in zip(slopes, own, norms)],
     )
+
+
+def _exponentials(
+    data: _Units, pairs: Sequence[Pair], temperature: float
+) -> tuple[list[Tensor], dict[tuple[int, int], Tensor]]:
+    """Of each view with itself, the diagonal 0, and of both sides of each pair; all ``(G, R, N)``."""
+    selves = [data.similar(v, v, temperature) for v in range(len(data.units))]
+    for block in selves:
+        block.diagonal(offset=data.rows.start, dim1=-2, dim2=-1).zero_()
+    crosses: dict[tuple[int, int], Tensor] = {}
+    for m, k, _ in pairs:
+        crosses[m, k] = data.similar(m, k, temperature)
+        crosses[k, m] = crosses[m, k].mT if data.whole else data.similar(k, m, temperature)
+    return selves, crosses
 
 
 def _slopes(

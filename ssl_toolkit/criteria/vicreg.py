@@ -75,33 +75,46 @@ def spread(
     centred = x - x.mean(dim=-2, keepdim=True)
     own = centred if rows is None else centred[:, rows]
     squares = centred.square().sum(dim=-2)
-    share = own.shape[1] / n
     slope = torch.zeros_like(squares)  # of the gradient along a row's own entries, per dimension
     if variance_weight:
         std = (squares / (n - 1) + EPSILON).sqrt()
-        var = F.relu(1 - std).mean(dim=-1) * share
-        if gradient:
-            slope = (-variance_weight / (d * (n - 1))) / std * (std < 1)
+        var = F.relu(1 - std).mean(dim=-1) * (own.shape[1] / n)
+        slope = (-variance_weight / (d * (n - 1))) / std * (std < 1)
     if not covariance_weight:
         return Spread(var, cov, None if out is None else torch.mul(own, slope[:, None], out=out), cancelled)
-
     scale = 1 / (d * (n - 1) ** 2)
     pull = 4 * covariance_weight * scale
-    if 2 * own.shape[1] * n > d * (n + own.shape[1]):
-        products, other = own, centred.mT @ centred
-        other.diagonal(dim1=-2, dim2=-1).zero_()
-        cov = share * scale * _sum_of_squares(other)
-    else:
-        products, other = own @ centred.mT, centred
-        whole = _sum_of_squares(products)
-        own_squares = squares if rows is None else own.square().sum(dim=-2)
-        left = whole - (own_squares * squares).sum(dim=-1)
-        cov = scale * left
-        cancelled = (left < CANCELLED * whole).any()
-        slope = slope - pull * squares
+    found = _off_diagonal(centred, own, squares)
     if out is not None:
-        torch.mul(own, slope[:, None], out=out).baddbmm_(products, other, alpha=pull)
-    return Spread(var, cov, out, cancelled)
+        slope = slope - pull * found.diagonal
+        torch.mul(own, slope[:, None], out=out).baddbmm_(found.left, found.right, alpha=pull)
+    return Spread(var, scale * found.sum, out, found.cancelled)
+
+
+class _OffDiagonal(NamedTuple):
+    """``sum`` ``(G,)``, the own rows' share of the squared off-diagonal entries of ``X'X``. A quarter of its gradient
+    is ``left @ right - own * diagonal``."""
+
+    sum: Tensor
+    left: Tensor
+    right: Tensor
+    diagonal: Tensor | float
+    cancelled: Tensor
+
+
+def _off_diagonal(centred: Tensor, own: Tensor, squares: Tensor) -> _OffDiagonal:
+    """From the D x D matrix or the own rows of the Gram matrix, whichever is less work; see `spread`."""
+    (n, d), r = centred.shape[-2:], own.shape[1]
+    if 2 * r * n > d * (n + r):
+        matrix = centred.mT @ centred
+        matrix.diagonal(dim1=-2, dim2=-1).zero_()
+        never = centred.new_zeros((), dtype=torch.bool)
+        return _OffDiagonal(_sum_of_squares(matrix) * (r / n), own, matrix, 0.0, never)
+    gram = own @ centred.mT
+    whole = _sum_of_squares(gram)
+    own_squares = squares if own is centred else own.square().sum(dim=-2)
+    left = whole - (own_squares * squares).sum(dim=-1)
+    return _OffDiagonal(left, gram, centred, squares, (left < CANCELLED * whole).any())
 
 
 def _sum_of_squares(matrices: Tensor) -> Tensor:
