@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
-"""``(H, W, C)`` uint8."""
+Image = NDArray[Any]
+"""``(H, W, C)``, uint8, or float32 in the same units (0 to 255) where the data has 16 bits."""
 
 SPLITS = ("train", "val", "test")
+
+VOID = 255
+"""Value of mask pixels that belong to no class and count nowhere."""
 
 
 @dataclass
@@ -38,15 +42,30 @@ class DataConfig:
             raise ValueError(f"eval_size {self.eval_size} must be between 1 and eval_resize {self.eval_resize}")
 
 
+class Objects(NamedTuple):
+    """The annotated objects of one image.
+
+    Attributes:
+        boxes: ``(n, 4)`` float32, ``x0, y0, x1, y1`` in pixels, half open.
+        labels: ``(n,)`` int64, positions in ``object_classes``.
+        ignore: ``(n,)`` bool, objects that detection metrics skip (difficult ones of VOC, crowds of COCO).
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ignore: NDArray[np.bool_]
+
+
 class ImageDataset(ABC):
-    """Images with optional labels and masks, read by position.
+    """Images with optional labels, masks and objects, read by position.
 
     Attributes:
         name: the registered name (``digit_scenes``).
         split: ``train``, ``val`` or ``test``.
         config: the options it was made from.
         classes: names of the image classes, or None where there are no labels.
-        mask_classes: names of the pixel classes, background first, or None where there are no masks.
+        mask_classes: names of the pixel classes, background first if there is one, or None where there are no masks.
+        object_classes: names of the classes of objects, or None where there are no boxes.
         in_channels: channels of every image.
     """
 
@@ -55,6 +74,7 @@ class ImageDataset(ABC):
     config: DataConfig
     classes: tuple[str, ...] | None = None
     mask_classes: tuple[str, ...] | None = None
+    object_classes: tuple[str, ...] | None = None
     in_channels: int = 3
 
     @abstractmethod
@@ -62,7 +82,15 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Image:
-        """Image ``index``, ``(H, W, C)`` uint8. A file that cannot be decoded is a `UserError` that names it."""
+        """Image ``index``. A file that cannot be decoded is a `UserError` that names it."""
+
+    def encoded(self, index: int) -> NDArray[np.uint8] | None:
+        """The bytes of the file of image ``index``, ``(n,)``, for engines with a decoder of their own.
+
+        None where images are arrays, or where ``image`` is more than the decoded file. A file that cannot be read is a
+        `UserError` that names it.
+        """
+        return None
 
     def label(self, index: int) -> int:
         """Class of image ``index``; only where ``classes`` is not None."""
@@ -70,6 +98,10 @@ class ImageDataset(ABC):
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         """Pixel classes of image ``index``, ``(H, W)``, 255 where void; only where ``mask_classes`` is not None."""
+        raise NotImplementedError
+
+    def objects(self, index: int) -> Objects:
+        """The objects in image ``index``; only where ``object_classes`` is not None."""
         raise NotImplementedError
 
     def labels(self) -> NDArray[np.int64]:

@@ -29,23 +29,33 @@ _JPEG_START = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
 
 
-def read_image(path: Path, channels: int = 3) -> Image:
-    """The image in ``path``, ``(H, W, channels)`` uint8, turned upright as its EXIF orientation says.
-
-    Alpha is dropped, 16-bit values are divided by 256, of an animation the first frame is read. The format is
-    told by the contents, not by the name.
-
-    Args:
-        channels: 3 for RGB, 1 for gray.
+def read_image(path: Path, channels: int = 3, bits: int = 8) -> Image:
+    """The image in the file ``path``; see `decode_image`.
 
     Raises:
         UserError: the file cannot be read, is cut short, or is no image; it names the file.
     """
-    raw = _read(path)
+    return decode_image(read_bytes(path), str(path), channels, bits)
+
+
+def decode_image(raw: NDArray[np.uint8], name: str, channels: int = 3, bits: int = 8) -> Image:
+    """The image in the bytes ``raw`` of a file, ``(H, W, channels)``, turned upright as its EXIF orientation says.
+
+    The format is told by the contents, not by the name. Of an animation the first frame is read. With 3 channels alpha
+    is dropped.
+
+    Args:
+        name: of the image, for errors.
+        channels: 3 for RGB, 1 for gray.
+        bits: 8: uint8, 16-bit values divided by 256.
+
+    Raises:
+        UserError: the image is cut short, or is none; it names the image.
+    """
     try:
         return _jpeg(raw, channels) if raw[:3].tobytes() == _JPEG_START else _other(raw, channels)
     except Exception as error:  # on damaged files decoders raise whatever they stumble over
-        raise _undecodable(path, error) from error
+        raise _undecodable(name, error) from error
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
@@ -54,12 +64,12 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     Raises:
         UserError: the file cannot be read, or its pixels are not single 8-bit values.
     """
-    raw = _read(path)
+    raw = read_bytes(path)
     try:
         with PIL.Image.open(io.BytesIO(raw.tobytes())) as opened:
             mode, values = opened.mode, np.array(opened)
     except Exception as error:
-        raise _undecodable(path, error) from error
+        raise _undecodable(str(path), error) from error
     if mode not in ("L", "P", "1"):
         raise UserError(f"mask {path} has pixels of type {mode}: a mask is an 8-bit gray or palette image")
     return values.astype(np.uint8)
@@ -72,11 +82,12 @@ def upright_size(path: Path) -> tuple[int, int]:
             width, height = opened.size
             turned = opened.getexif().get(_ORIENTATION, 1) >= 5
     except Exception as error:
-        raise _undecodable(path, error) from error
+        raise _undecodable(str(path), error) from error
     return (width, height) if turned else (height, width)
 
 
-def _read(path: Path) -> NDArray[np.uint8]:
+def read_bytes(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file; one that cannot be read or is empty is a `UserError` that names it."""
     try:
         raw = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
@@ -86,13 +97,13 @@ def _read(path: Path) -> NDArray[np.uint8]:
     return raw
 
 
-def _undecodable(path: Path, error: BaseException) -> UserError:
+def _undecodable(name: str, error: BaseException) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if ".cpp:" in reason:  # torchvision begins with where in its source it was
         reason = reason.rsplit(".cpp:", 1)[1].partition(", ")[2]
     if isinstance(error, PIL.UnidentifiedImageError):
         reason = "not an image of a known format"
-    return UserError(f"cannot decode {path} ({reason}): remove or replace it")
+    return UserError(f"cannot decode {name} ({reason}): remove or replace it")
 
 
 def _jpeg(raw: NDArray[np.uint8], channels: int) -> Image:

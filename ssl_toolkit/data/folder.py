@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_toolkit.data.base import DataConfig, Image, ImageDataset
+from ssl_toolkit.data.base import VOID
 from ssl_toolkit.data.catalog import DATASETS
-from ssl_toolkit.data.decode import read_image, read_mask, upright_size
+from ssl_toolkit.data.decode import read_mask, upright_size
+from ssl_toolkit.data.files import FileConfig, FileDataset
 from ssl_toolkit.data.layout import LABEL_MODES, Layout
 from ssl_toolkit.errors import UserError, nearest
 
-VOID = 255
-
-_RGB_MEAN, _RGB_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
 
 @dataclass
-class FolderConfig(DataConfig):
+class FolderConfig(FileConfig):
     """Options of a folder of images.
 
     Attributes:
-        mean, std: ImageNet's; with ``in_channels=1`` and nothing else said, the mean of its channels.
         root: the folder. It may hold ``train``, ``val`` and ``test`` folders.
         labels: ``folders``: the first folder below the split is the class. ``none``: no labels. ``auto``:
             labels if all images lie in such folders and there are at least two.
         val_fraction: share of the training images held out where there is no ``val`` folder.
-        in_channels: 3 for RGB, 1 for gray.
         masks: folder with one PNG per image under the same relative path, or None.
         mask_classes: names of the pixel values 0, 1, ... of the masks, background first; 255 is void.
     """
@@ -39,7 +32,6 @@ class FolderConfig(DataConfig):
     root: str | None = None
     labels: str = "auto"
     val_fraction: float = 0.1
-    in_channels: int = 3
     masks: str | None = None
     mask_classes: list[str] = field(default_factory=list)
 
@@ -49,12 +41,6 @@ class FolderConfig(DataConfig):
             raise ValueError(f"unknown labels {self.labels!r}: {nearest(self.labels, LABEL_MODES)}")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction {self.val_fraction} must be at least 0 and below 1")
-        if self.in_channels not in (1, 3):
-            raise ValueError(f"in_channels {self.in_channels} must be 3 (RGB) or 1 (gray)")
-        if self.in_channels == 1 and (list(self.mean), list(self.std)) == (_RGB_MEAN, _RGB_STD):
-            self.mean, self.std = [0.449], [0.226]
-        if len(self.mean) != self.in_channels:
-            raise ValueError(f"mean has {len(self.mean)} channels, in_channels is {self.in_channels}")
         if bool(self.masks) != bool(self.mask_classes):
             raise ValueError("masks and mask_classes belong together: give both or neither")
         if len(self.mask_classes) > VOID:
@@ -62,7 +48,7 @@ class FolderConfig(DataConfig):
 
 
 @DATASETS.register("folder", FolderConfig)
-class FolderDataset(ImageDataset):
+class FolderDataset(FileDataset):
     """Images below a folder; `ssl_toolkit.data.layout` says which belong to which split.
 
     Attributes:
@@ -78,43 +64,24 @@ class FolderDataset(ImageDataset):
         self.name = "folder"
         self.config: FolderConfig = config
         self.split = split
-        self.in_channels = config.in_channels
         self.root = Path(config.root).expanduser()
         self._masks = Path(config.masks).expanduser() if config.masks else None
         if self._masks is not None and not self._masks.is_dir():
             raise UserError(f"data.masks={self._masks} is not a folder: give the one that holds the masks")
         part = Layout(self.root, config.labels, config.val_fraction, self._masks).part(split)
-        self.folder = part.folder
-        # One packed array: a list of a million strings would be copied into every worker as it is touched.
-        self._files = np.array([os.fsencode(name) for name in part.files])
-        self.classes = part.classes
+        labels = None
+        if part.classes is not None:
+            position = {name: number for number, name in enumerate(part.classes)}
+            labels = [position[name.split("/", 1)[0]] for name in part.files]
+        super().__init__(
+            part.folder,
+            part.files,
+            classes=part.classes,
+            labels=labels,
+            in_channels=config.in_channels,
+            bits=config.bits,
+        )
         self.mask_classes = tuple(config.mask_classes) if self._masks is not None else None
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def relative(self, index: int) -> str:
-        """Path of image ``index`` below ``folder``, with ``/``."""
-        return os.fsdecode(self._files[index])
-
-    def path(self, index: int) -> Path:
-        """Path of image ``index``."""
-        return self.folder / self.relative(index)
-
-    def image(self, index: int) -> Image:
-        return read_image(self.path(index), self.in_channels)
-
-    def label(self, index: int) -> int:
-        if self.classes is None:
-            raise NotImplementedError(f"{self.folder} has no labels")
-        return self.classes.index(self.relative(index).split("/", 1)[0])
-
-    def labels(self) -> NDArray[np.int64]:
-        if self.classes is None:
-            raise NotImplementedError(f"{self.folder} has no labels")
-        position = {name: number for number, name in enumerate(self.classes)}
-        firsts = (os.fsdecode(name).split("/", 1)[0] for name in self._files)
-        return np.fromiter((position[first] for first in firsts), dtype=np.int64, count=len(self))
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         """Pixel classes of image ``index``, ``(H, W)`` uint8, 255 where void.
@@ -140,15 +107,3 @@ class FolderDataset(ImageDataset):
                 f"data.mask_classes names {len(self.mask_classes)} classes, {VOID} is void"
             )
         return mask
-
-    def fingerprint(self) -> str:
-        """A hash of the relative paths and sizes of the files."""
-        digest = hashlib.blake2b(digest_size=8)
-        start = os.fsencode(self.folder) + b"/"
-        for name in self._files:
-            try:
-                size = os.stat(start + name).st_size  # noqa: PTH116 (a Path for each of a million is slow)
-            except OSError as error:
-                raise UserError(f"cannot read {os.fsdecode(start + name)}: {error.strerror}") from error
-            digest.update(b"%s\0%d\0" % (name, size))
-        return digest.hexdigest()
