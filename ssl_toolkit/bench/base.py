@@ -92,6 +92,7 @@ class Comparison:
         percent: show ratios as ``+4.1%`` in place of ``1.04x``.
         beside: published figures by contender, shown in a column of their own.
         notes: sentences under the table.
+        items: images that a call works on; throughput is then shown in place of memory.
         twin: the same contenders on small float64 inputs on the CPU, where those of the same maths must agree to
             rounding. At full size and in float32 a nearest neighbour may flip, which says nothing.
     """
@@ -101,6 +102,7 @@ class Comparison:
     percent: bool = False
     beside: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    items: int | None = None
     twin: Comparison | None = None
 
 

@@ -113,6 +113,7 @@ class Measured:
             "rounds": samples.rounds,
             "calls_a_sample": samples.repeats,
             "ratio": None if times is None else times._asdict(),
+            "items_per_second": self.comparison.items and self.comparison.items / samples.median,
             "extra_bytes": samples.extra_bytes,
             "resident_bytes": self.resident.get(name, 0),
             "memory_ratio": self.memory_ratio(name),
@@ -152,24 +153,32 @@ def table(measured: Measured) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
     shown.add_column("")
     against = f"/ {measured.reference}"
-    for heading in ("ms", "range", against, "range", "MB", against, *(["paper"] if comparison.beside else [])):
+    last = ["MB", against] if comparison.items is None else ["images/s"]
+    for heading in ("ms", "range", against, "range", *last, *(["paper"] if comparison.beside else [])):
         shown.add_column(heading, justify="right")
     for contender in comparison.contenders:
         name = contender.name
         if name not in measured.samples:
             shown.add_row(Text(name), "-")
             continue
-        samples, times, memory = measured.samples[name], measured.time_ratio(name), measured.memory_ratio(name)
+        samples, times = measured.samples[name], measured.time_ratio(name)
         cells = [
             _milliseconds(samples.median),
             f"{_milliseconds(min(samples.seconds))}-{_milliseconds(max(samples.seconds))}",
             "" if times is None else _factor(times.median, percent),
             "" if times is None else _range(times, percent),
-            _megabytes(measured.memory(name)),
-            "" if memory is None else _factor(memory, percent),
+            *_last_cells(measured, name),
         ]
         shown.add_row(Text(name), *cells, *([comparison.beside.get(name, "")] if comparison.beside else []))
     return shown
+
+
+def _last_cells(measured: Measured, name: str) -> list[str]:
+    comparison = measured.comparison
+    if comparison.items is not None:
+        return [f"{comparison.items / measured.samples[name].median:,.0f}"]
+    memory = measured.memory_ratio(name)
+    return [_megabytes(measured.memory(name)), "" if memory is None else _factor(memory, comparison.percent)]
 
 
 def notes(measured: Measured) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,12 @@ from ssl_toolkit.errors import UserError
 from ssl_toolkit.hardware import describe_hardware, pick_device, pick_precision
 from ssl_toolkit.methods import METHODS, Method
 from ssl_toolkit.registry import typed
-from ssl_toolkit.training.callbacks import MetricsFile, TrainingBar
+from ssl_toolkit.training.callbacks import MetricsFile, TrainingBar, UnreadableFile
 from ssl_toolkit.training.examples import save_match_examples
 from ssl_toolkit.training.module import Pretraining
 from ssl_toolkit.training.optimizers import OPTIMIZERS
 from ssl_toolkit.training.run import default_name, new_run_folder, write_run_files
-from ssl_toolkit.views import ViewLoader, ViewsConfig
+from ssl_toolkit.views import Engine, ViewLoader, ViewsConfig, choose_engine, view_loader
 
 
 @dataclass
@@ -46,6 +46,7 @@ class TrainerConfig:
         precision: ``auto``, ``bf16`` or ``fp32``; auto takes bf16 where the hardware is fast with it.
         channels_last: memory format of images and weights.
         log_every: steps between rows of ``metrics.csv``.
+        max_unreadable: share of the images that may be unreadable; they are skipped and named. With more the run stops.
     """
 
     epochs: int = 100
@@ -56,6 +57,7 @@ class TrainerConfig:
     precision: str = "auto"
     channels_last: bool = True
     log_every: int = 10
+    max_unreadable: float = 0.01
 
     def __post_init__(self) -> None:
         for key in ("epochs", "log_every"):
@@ -65,6 +67,8 @@ class TrainerConfig:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, not {self.workers}")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"max_unreadable must be a share from 0 to 1, not {self.max_unreadable}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, not {self.batch_size}: statistics are over the batch")
 
@@ -81,6 +85,7 @@ class Parts:
     device: torch.device
     dtype: torch.dtype
     map_sizes: list[tuple[int, int]]
+    engine: Engine
 
     @property
     def steps_per_epoch(self) -> int:
@@ -130,7 +135,8 @@ def assemble(config: DictConfig) -> Parts:
     shapes = {size: map_size(backbone, size) for size in set(views.sizes())}
     sizes = [shapes[size] for size in views.sizes()]
     method.check(sizes, views.num_large)
-    return Parts(config, trainer, views, dataset, method, device, dtype, sizes)
+    engine = choose_engine(views.engine, device, dataset)
+    return Parts(config, trainer, views, dataset, method, device, dtype, sizes, engine)
 
 
 def describe(parts: Parts, console: Console) -> None:
@@ -151,7 +157,8 @@ def describe(parts: Parts, console: Console) -> None:
             f"{parts.method.backbone.num_features} features, maps {maps}",
         ),
         ("data", f"{config.data.name}, {len(parts.dataset):,} training images"),
-        *(("views", f"{group.describe()} ({parts.views.engine} engine)") for group in parts.views.groups),
+        *(("views", group.describe(parts.dataset.in_channels)) for group in parts.views.groups),
+        ("engine", f"{parts.engine.name} ({parts.engine.reason})"),
         (
             "training",
             f"{parts.total_steps:,} steps of {trainer.batch_size} images ({parts.steps_per_epoch:,} an epoch), "
@@ -243,15 +250,7 @@ def _fit(parts: Parts, run: Path, console: Console, checkpoint: Path | None) -> 
         steps_per_epoch=parts.steps_per_epoch,
         total_steps=parts.total_steps,
     )
-    loader = ViewLoader(
-        parts.dataset,
-        parts.views,
-        seed=parts.config.seed,
-        batch_size=parts.trainer.batch_size,
-        workers=parts.trainer.workers,
-        position=lambda: trainer.global_step,
-        pin_memory=parts.device.type == "cuda",
-    )
+    loader = _loader(parts, run, console, lambda: trainer.global_step)
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
@@ -267,6 +266,21 @@ def _fit(parts: Parts, run: Path, console: Console, checkpoint: Path | None) -> 
     finally:
         loader.close()
     return module
+
+
+def _loader(parts: Parts, run: Path, console: Console, position: Callable[[], int]) -> ViewLoader:
+    return view_loader(
+        parts.engine.name,
+        parts.dataset,
+        parts.views,
+        seed=parts.config.seed,
+        batch_size=parts.trainer.batch_size,
+        workers=parts.trainer.workers,
+        device=parts.device,
+        position=position,
+        max_unreadable=parts.trainer.max_unreadable,
+        report=UnreadableFile(run / "unreadable.txt", console),
+    )
 
 
 def _plain(config: DictConfig) -> Mapping[str, Any]:

@@ -14,7 +14,8 @@ class View:
     """One view of every image of a batch.
 
     Attributes:
-        image: ``(B, C, S, S)`` uint8 as it leaves the loader, or floating point once normalised.
+        image: ``(B, C, S, S)``; as it leaves the loader uint8, or float32 from 0 to 255 for data of 16 bits; then
+            normalised floating point.
         box: ``(B, 4)`` float32, ``x0, y0, x1, y1`` in pixels of the seed image, half open.
         flip: ``(B,)`` bool, whether the crop was mirrored left to right.
     """
@@ -38,6 +39,7 @@ class ViewBatch:
         image_size: ``(B, 2)`` float32, height and width of each seed image in pixels.
         index: ``(B,)`` int64, position of each image in its data set.
         label: ``(B,)`` int64 or None. For probes only: no method reads it.
+        unreadable: what was wrong with each image that was drawn and could not be read; others took their places.
     """
 
     views: tuple[View, ...]
@@ -45,6 +47,7 @@ class ViewBatch:
     image_size: Tensor
     index: Tensor
     label: Tensor | None = None
+    unreadable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_large <= len(self.views):
@@ -57,7 +60,7 @@ class ViewBatch:
         """The batch with ``fn`` applied to each tensor."""
         label = None if self.label is None else fn(self.label)
         views = tuple(view.map(fn) for view in self.views)
-        return ViewBatch(views, self.num_large, fn(self.image_size), fn(self.index), label)
+        return ViewBatch(views, self.num_large, fn(self.image_size), fn(self.index), label, self.unreadable)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
         """The batch on another device."""

@@ -29,7 +29,7 @@ def random_window(
     as ``torchvision.transforms.RandomResizedCrop``. Plain numbers: for two or three of them, arrays cost more.
 
     Args:
-        uniform: `DRAWS` independent numbers in [0, 1).
+        uniform: independent numbers in [0, 1), of which the first `DRAWS` are used.
         height, width: of the image in pixels.
         scale, ratio: ranges of the share of the area and of width / height.
     """
@@ -39,7 +39,9 @@ def random_window(
         aspect = math.exp(low + uniform[2 * attempt + 1] * (high - low))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            return Window(int(uniform[-2] * (height - h + 1)), int(uniform[-1] * (width - w + 1)), h, w)
+            return Window(
+                int(uniform[2 * ATTEMPTS] * (height - h + 1)), int(uniform[2 * ATTEMPTS + 1] * (width - w + 1)), h, w
+            )
     if width < ratio[0] * height:
         w, h = width, min(height, round(width / ratio[0]))
     elif width > ratio[1] * height:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.views.batch import ViewBatch
+from ssl_toolkit.views.reading import Images, Unreadable
 from ssl_toolkit.views.spec import ViewsConfig
-from ssl_toolkit.views.torch_engine import Images, ViewDataset, single_threaded
+from ssl_toolkit.views.torch_engine import ViewDataset, single_threaded
 
 
 class EpochBatches:
@@ -21,7 +24,7 @@ class EpochBatches:
         length: of the data set.
         batch_size: per process.
         seed: of the permutations.
-        rank, world: this process among all; every process gets equal batches of disjoint images.
+        rank, world: this process among all, on all machines; every process gets equal batches of disjoint images.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -45,17 +48,77 @@ class EpochBatches:
             yield [(epoch, int(i)) for i in order[first : first + self.batch_size]]
 
 
-def _as_it_is(batch: ViewBatch | UserError) -> ViewBatch | UserError:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-class ViewLoader:
+def worker_loader(dataset: Dataset[Any], batches: EpochBatches, workers: int, pin_memory: bool = False) -> Any:
+    """A `torch.utils.data.DataLoader` that hands a whole batch of keys to ``dataset.__getitems__`` of a worker."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=single_threaded,
+        # Lightning's threads and CUDA make a plain fork unsafe; forkserver starts clean and fast.
+        multiprocessing_context="forkserver" if workers and torch.cuda.is_available() else None,
+    )
+
+
+class ViewLoader(ABC):
     """Iterates over one epoch of `ViewBatch`, starting where training stands.
 
     Args:
-        images, config, seed, batch_size, rank, world: see `ViewDataset` and `EpochBatches`.
-        workers: processes that make views; 0 makes them in this one.
+        batches: which images make up each batch.
         position: tells the number of steps already trained, at the start of each epoch or after a resume.
+        unreadable: counts the images that could not be read.
+    """
+
+    def __init__(self, batches: EpochBatches, position: Callable[[], int], unreadable: Unreadable) -> None:
+        self.batches, self.position, self.unreadable = batches, position, unreadable
+        self._epoch: Generator[ViewBatch, None, None] | None = None
+
+    def __len__(self) -> int:
+        return self.batches.steps_per_epoch
+
+    def __iter__(self) -> Iterator[ViewBatch]:
+        self._epoch = self._counted()
+        return self._epoch
+
+    def close(self) -> None:
+        """Stop the workers now. Garbage collection may close their queues first, and then each takes 5 seconds."""
+        if self._epoch is not None:
+            self._epoch.close()
+        self._epoch = None
+        self._release()
+
+    @abstractmethod
+    def _batches(self) -> Iterator[ViewBatch | UserError]:
+        """The batches from ``self.batches.step`` on; an error in place of a batch is raised."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Let go of workers and buffers for good."""
+
+    def _counted(self) -> Generator[ViewBatch, None, None]:
+        self.batches.step = self.position()
+        for batch in self._batches():
+            if isinstance(batch, UserError):
+                raise batch
+            self.unreadable.add(batch.unreadable)
+            yield batch
+
+
+class TorchLoader(ViewLoader):
+    """Batches of the ``torch`` engine.
+
+    Args:
+        images, config, seed: see `ViewDataset`.
+        batches, position, unreadable: see `ViewLoader`.
+        workers: processes that make views; 0 makes them in this one.
         pin_memory: page-locked batches, for transfer to a GPU.
     """
 
@@ -63,49 +126,21 @@ class ViewLoader:
         self,
         images: Images,
         config: ViewsConfig,
-        *,
         seed: int,
-        batch_size: int,
+        batches: EpochBatches,
+        position: Callable[[], int],
+        unreadable: Unreadable,
+        *,
         workers: int,
-        rank: int = 0,
-        world: int = 1,
-        position: Callable[[], int] = lambda: 0,
         pin_memory: bool = False,
     ) -> None:
-        self.batches = EpochBatches(len(images), batch_size, seed, rank, world)
-        self.position = position
-        self._epoch: Generator[ViewBatch, None, None] | None = None
-        self._loader: DataLoader[ViewBatch] | None = DataLoader(
-            ViewDataset(images, config, seed),
-            batch_sampler=self.batches,  # type: ignore[arg-type]
-            num_workers=workers,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-            pin_memory=pin_memory,
-            persistent_workers=workers > 0,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=single_threaded,
-            # Lightning's threads and CUDA make a plain fork unsafe; forkserver starts clean and fast.
-            multiprocessing_context="forkserver" if workers and torch.cuda.is_available() else None,
-        )
+        super().__init__(batches, position, unreadable)
+        self._loader = worker_loader(ViewDataset(images, config, seed), batches, workers, pin_memory)
 
-    def __len__(self) -> int:
-        return self.batches.steps_per_epoch
-
-    def __iter__(self) -> Iterator[ViewBatch]:
-        self._epoch = self._batches()
-        return self._epoch
-
-    def close(self) -> None:
-        """Stop the workers now. Garbage collection may close their queues first, and then each takes 5 seconds."""
-        if self._epoch is not None:
-            self._epoch.close()
-        self._epoch = self._loader = None
-
-    def _batches(self) -> Generator[ViewBatch, None, None]:
+    def _batches(self) -> Iterator[ViewBatch | UserError]:
         if self._loader is None:
             raise RuntimeError("this loader is closed")
-        self.batches.step = self.position()
-        for batch in self._loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        return iter(self._loader)
+
+    def _release(self) -> None:
+        self._loader = None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+ENGINES = ("auto", "torch", "dali")
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 @dataclass
 class ViewGroup:
     """Views that share a size. Probabilities given as a list go by position in the group, the last one repeating, which
-    gives the asymmetric chains of VICReg (blur 1.0 and 0.1, solarize 0.0 and 0.2).
+    gives the asymmetric chains of VICReg (blur 1.0 and 0.1, solarize 0.0 and 0.2). Views that differ in anything else
+    are groups of their own.
 
     Attributes:
         count: views of this group per image.
@@ -70,16 +72,30 @@ class ViewGroup:
         """The value for a position of the group; the last one repeats."""
         return values[min(position, len(values) - 1)]
 
-    def describe(self) -> str:
-        """One line: the whole chain."""
+    def describe(self, channels: int = 3) -> str:
+        """One line: the whole chain as it is done to images of ``channels`` channels."""
         kind = "large" if self.large else "small"
-        blur, solarize = ("/".join(f"{self.at(v, i):g}" for i in range(self.count)) for v in (self.blur, self.solarize))
-        return (
-            f"{self.count} {kind} views of {self.size} px: crop {self.scale[0]:g} to {self.scale[1]:g} of the area, "
-            f"{self.interpolation}, flip {self.flip:g}, jitter {self.jitter:g} "
-            f"({self.brightness:g}, {self.contrast:g}, {self.saturation:g}, {self.hue:g}), gray {self.gray:g}, "
-            f"blur {blur}, solarize {solarize}"
-        )
+        strengths = [("brightness", self.brightness), ("contrast", self.contrast)]
+        if channels == 3:
+            strengths += [("saturation", self.saturation), ("hue", self.hue)]
+        jitter = ", ".join(f"{name} {value:g}" for name, value in strengths if value)
+        blur, solarize = (self._by_position(values) for values in (self.blur, self.solarize))
+        parts = [
+            f"{self.count} {kind} views of {self.size} px",
+            f"crop {self.scale[0]:g} to {self.scale[1]:g} of the area, {self.ratio[0]:.3g} to {self.ratio[1]:.3g} wide",
+            self.interpolation,
+            f"flip {self.flip:g}",
+            f"jitter {self.jitter:g} ({jitter})" if self.jitter and jitter else "no jitter",
+            *([f"gray {self.gray:g}"] if channels == 3 else []),
+            f"blur {blur} (sigma {self.blur_sigma[0]:g} to {self.blur_sigma[1]:g})" if max(self.blur) else "no blur",
+            f"solarize {solarize}" if max(self.solarize) else "no solarization",
+        ]
+        left_out = [] if channels == 3 else [f"saturation, hue and gray left out: images have {channels} channel(s)"]
+        return ", ".join(parts + left_out)
+
+    def _by_position(self, values: list[float]) -> str:
+        given = [f"{self.at(values, position):g}" for position in range(self.count)]
+        return given[0] if len(set(given)) == 1 else "/".join(given)
 
 
 @dataclass
@@ -87,16 +103,17 @@ class ViewsConfig:
     """A view recipe.
 
     Attributes:
-        engine: what makes the views; ``torch`` runs everywhere.
+        engine: what makes the views: ``torch`` runs everywhere, ``dali`` on Linux, ``auto`` takes DALI on a GPU. Both
+            give the same boxes and flips.
         groups: of views; large groups come before small ones.
     """
 
-    engine: str = "torch"
+    engine: str = "auto"
     groups: list[ViewGroup] = field(default_factory=lambda: [ViewGroup()])
 
     def __post_init__(self) -> None:
-        if self.engine != "torch":
-            raise ValueError(f"engine must be torch, not {self.engine!r}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}, not {self.engine!r}")
         if not self.groups or not self.groups[0].large:
             raise ValueError("groups must start with large views")
         kinds = [group.large for group in self.groups]
@@ -113,6 +130,10 @@ class ViewsConfig:
         """Large views per image."""
         return sum(group.count for group in self.groups if group.large)
 
+    def positions(self) -> list[tuple[ViewGroup, int]]:
+        """The group of each view and its position in it."""
+        return [(group, i) for group in self.groups for i in range(group.count)]
+
     def sizes(self) -> list[int]:
         """Side in pixels of each view."""
-        return [group.size for group in self.groups for _ in range(group.count)]
+        return [group.size for group, _ in self.positions()]

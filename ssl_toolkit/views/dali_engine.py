@@ -1,0 +1,266 @@
+"""The ``dali`` engine: decoding and pixel work by NVIDIA DALI, on a GPU or (for tests) on the CPU.
+
+Worker processes read files and draw what is done to each view, with the generator of the ``torch`` engine: both engines
+give the same boxes, flips and order of images, and a stopped run finds the same views again without any state of DALI.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_toolkit.data.probe import probe_image
+from ssl_toolkit.errors import UserError
+from ssl_toolkit.views.batch import View, ViewBatch
+from ssl_toolkit.views.dali_graph import flatten, view_pipeline
+from ssl_toolkit.views.loader import EpochBatches, ViewLoader, worker_loader
+from ssl_toolkit.views.reading import Images, Unreadable, read_or_replace
+from ssl_toolkit.views.settings import random_numbers, settings_of
+from ssl_toolkit.views.spec import ViewsConfig
+
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_NO_FILE = np.zeros(1, np.uint8)
+_NO_PIXELS = np.zeros((1, 1, 1), np.uint8)
+
+
+@dataclass(frozen=True)
+class SourceBatch:
+    """What the graph needs of a batch, and what passes by it.
+
+    Attributes:
+        keys: the ``(epoch, index)`` it was made for.
+        data: ``(n,)`` uint8, files and pixels one after the other: few tensors cross between processes quickly.
+        shapes: ``(N, 3)`` int64, height, width and channels of pixels; for a file its length, 0, 0.
+        numbers: ``(V, N, K)`` float32, see `flatten`.
+        boxes, flips: ``(V, N, 4)`` float32 and ``(V, N)`` bool.
+        image_size, index, label, unreadable: as in `ViewBatch`.
+        decoded: whether no file is left to DALI to decode.
+    """
+
+    keys: list[tuple[int, int]]
+    data: Tensor
+    shapes: Tensor
+    numbers: Tensor
+    boxes: Tensor
+    flips: Tensor
+    image_size: Tensor
+    index: Tensor
+    label: Tensor | None
+    unreadable: tuple[str, ...]
+    decoded: bool
+
+    def inputs(self, files_too: bool) -> list[Any]:
+        """The inputs of `view_pipeline`, with ``files_too`` those that DALI decodes."""
+        data, files, pixels, is_file, start = self.data.numpy(), [], [], [], 0
+        for height, width, channels in self.shapes.tolist():
+            file = channels == 0
+            end = start + (height if file else height * width * channels)
+            part = data[start:end]
+            files.append(part if file else _NO_FILE)
+            pixels.append(_NO_PIXELS if file else part.reshape(height, width, channels))
+            is_file.append(np.array(file))
+            start = end
+        return [pixels, *(list(view) for view in self.numbers.numpy()), *([files, is_file] if files_too else [])]
+
+
+class SourceDataset(torch.utils.data.Dataset[SourceBatch]):
+    """Reads the files of a whole batch and draws its views, for `torch.utils.data.DataLoader`.
+
+    Args:
+        images: the data set.
+        config: the recipe.
+        seed: of all randomness.
+    """
+
+    def __init__(self, images: Images, config: ViewsConfig, seed: int) -> None:
+        self.images, self.config, self.seed = images, config, seed
+        self.positions = config.positions()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> SourceBatch | UserError:
+        """The batch of ``(epoch, index)`` keys; an error is returned, so that it leaves a worker process as it is."""
+        try:
+            return self.batch(keys)
+        except UserError as error:
+            return error
+
+    def batch(self, keys: Sequence[tuple[int, int]], decode: bool = False) -> SourceBatch:
+        """See `__getitems__`; with ``decode`` no file is left to DALI."""
+        parts, shapes, sizes, indices, unreadable = [], [], [], [], []  # type: ignore[var-annotated]
+        numbers: list[list[list[float]]] = [[] for _ in self.positions]
+        boxes = np.empty((len(self.positions), len(keys), 4), np.float32)
+        flips = np.empty((len(self.positions), len(keys)), bool)
+        read = self._pixels if decode else self._file_or_pixels
+        for row, key in enumerate(keys):
+            (part, shape, size), index = read_or_replace(read, key, self.seed, len(self.images), unreadable)
+            parts.append(part)
+            shapes.append(shape)
+            sizes.append(size)
+            indices.append(index)
+            drawn = random_numbers(self.seed, *key, len(self.positions))
+            for view, (group, position) in enumerate(self.positions):
+                settings = settings_of(drawn[view], group, position, *size, self.images.in_channels == 3)
+                numbers[view].append(flatten(settings))
+                boxes[view, row], flips[view, row] = settings.box(), settings.flip
+        return SourceBatch(
+            keys=list(keys),
+            data=torch.from_numpy(np.concatenate(parts)),
+            shapes=torch.tensor(shapes),
+            numbers=torch.tensor(numbers, dtype=torch.float32),
+            boxes=torch.from_numpy(boxes),
+            flips=torch.from_numpy(flips),
+            image_size=torch.tensor(sizes, dtype=torch.float32),
+            index=torch.tensor(indices),
+            label=None if self.images.classes is None else torch.tensor([self.images.label(i) for i in indices]),
+            unreadable=tuple(unreadable),
+            decoded=decode,
+        )
+
+    def _file_or_pixels(self, index: int) -> tuple[NDArray[np.uint8], tuple[int, int, int], tuple[int, int]]:
+        raw = self.images.encoded(index)
+        # A JPEG without its end marker may be cut short: DALI would fill the rest with gray, our decoder says so.
+        if raw is None or raw[:3].tobytes() != _JPEG_START or raw[-2:].tobytes() != _JPEG_END:
+            return self._pixels(index)
+        try:
+            info = probe_image(raw, "")
+        except UserError:
+            return self._pixels(index)  # names the image
+        return (raw, (len(raw), 0, 0), (info.height, info.width)) if info.channels in (1, 3) else self._pixels(index)
+
+    def _pixels(self, index: int) -> tuple[NDArray[np.uint8], tuple[int, int, int], tuple[int, int]]:
+        image = self.images.image(index)
+        height, width, channels = image.shape
+        return image.reshape(-1), (height, width, channels), (height, width)
+
+
+class _Feed:
+    """Hands batches to the pipeline and remembers what the pipeline has not given back yet."""
+
+    def __init__(self, files_too: bool) -> None:
+        self.files_too = files_too
+        self.incoming: Iterator[SourceBatch | UserError] = iter(())
+        self.pending: deque[SourceBatch] = deque()
+        self.error: UserError | None = None
+
+    def start(self, batches: Iterable[SourceBatch | UserError]) -> None:
+        self.incoming, self.error = iter(batches), None
+        self.pending.clear()
+
+    def __call__(self) -> list[Any]:
+        batch = next(self.incoming)  # its end is the end of the epoch for DALI too
+        if isinstance(batch, UserError):
+            self.error = batch
+            raise StopIteration
+        self.pending.append(batch)
+        return batch.inputs(self.files_too)
+
+
+class DaliLoader(ViewLoader):
+    """Batches of the ``dali`` engine.
+
+    An image that passes for whole and cannot be decoded ends a pipeline of DALI. The batches it held are then decoded
+    by the decoder of the ``torch`` engine, which says which image it is, and go through a new pipeline.
+
+    Args:
+        images, config, seed: see `SourceDataset`.
+        batches, position, unreadable: see `ViewLoader`.
+        workers: threads of DALI; a quarter as many processes read files (0: this one does).
+        device: ``cpu``, or the GPU that decodes and holds the views.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        config: ViewsConfig,
+        seed: int,
+        batches: EpochBatches,
+        position: Callable[[], int],
+        unreadable: Unreadable,
+        *,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(batches, position, unreadable)
+        self.config, self.channels, self.device = config, images.in_channels, device
+        self.threads = max(1, workers)
+        self._source = SourceDataset(images, config, seed)
+        self._loader = worker_loader(self._source, batches, -(-workers // 4))
+        self._feed = _Feed(self.channels == 3)
+        self._pipeline: Any = None
+
+    def _build(self) -> Any:
+        gpu = self.device.type == "cuda"
+        pipeline = view_pipeline(
+            self._feed,
+            self.config,
+            self.channels,
+            "gpu" if gpu else "cpu",
+            batch_size=self.batches.batch_size,
+            num_threads=self.threads,
+            device_id=(self.device.index or 0) if gpu else None,
+        )
+        pipeline.build()
+        return pipeline
+
+    def _batches(self) -> Iterator[ViewBatch | UserError]:
+        if self._loader is None:
+            raise RuntimeError("this loader is closed")
+        # A pipeline that was left in the middle of an epoch holds batches of it: begin with a new one.
+        if self._pipeline is None or self._feed.pending:
+            self._pipeline = self._build()
+        self._feed.start(self._loader)
+        while True:
+            try:
+                outputs = self._run()
+            except StopIteration:
+                self._pipeline.reset()
+                if self._feed.error is not None:
+                    yield self._feed.error
+                return
+            except RuntimeError:
+                if self._feed.pending and self._feed.pending[0].decoded:
+                    raise
+                self._retry()
+                continue
+            yield self._view_batch(outputs, self._feed.pending.popleft())
+
+    def _run(self) -> Any:
+        return self._pipeline.run(torch.cuda.current_stream(self.device)) if self._on_gpu() else self._pipeline.run()
+
+    def _on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _retry(self) -> None:
+        held, rest, error = list(self._feed.pending), self._feed.incoming, self._feed.error
+        self._pipeline = self._build()
+        self._feed.start(chain((self._source.batch(batch.keys, decode=True) for batch in held), rest))
+        self._feed.error = error
+
+    def _view_batch(self, outputs: Any, source: SourceBatch) -> ViewBatch:
+        images = [self._to_torch(output.as_tensor()).permute(0, 3, 1, 2) for output in outputs]
+        views = tuple(View(i, b, f) for i, b, f in zip(images, source.boxes, source.flips))
+        return ViewBatch(views, self.config.num_large, source.image_size, source.index, source.label, source.unreadable)
+
+    def _to_torch(self, tensor: Any) -> Tensor:
+        """A copy: DALI uses its buffer again."""
+        if not self._on_gpu():
+            return torch.from_numpy(np.array(tensor))
+        from nvidia.dali.plugin.pytorch import feed_ndarray  # type: ignore[attr-defined]
+
+        result = torch.empty(tensor.shape(), dtype=torch.uint8, device=self.device)
+        feed_ndarray(tensor, result, cuda_stream=torch.cuda.current_stream(self.device))
+        return result
+
+    def _release(self) -> None:
+        self._feed.start(())  # lets go of the workers
+        self._loader = self._pipeline = None
