@@ -14,17 +14,14 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[Any]
 
-_LEVELS = np.arange(256, dtype=np.float32)
 _IDENTITY = np.eye(3, dtype=np.float32)
 _LUMA = np.array([[0.299, 0.587, 0.114]], dtype=np.float32).repeat(3, axis=0)
+_DOWN = 0.4999
+"""Subtracted before OpenCV rounds, so that a value is cut off to the whole number below, as in PIL."""
 
 
 def _is_bytes(image: Pixels) -> bool:
     return image.dtype == np.uint8
-
-
-def _lookup(image: Pixels, table: Pixels) -> Pixels:
-    return cv2.LUT(image, table).reshape(image.shape)
 
 
 def _clipped(image: Pixels) -> Pixels:
@@ -32,12 +29,15 @@ def _clipped(image: Pixels) -> Pixels:
 
 
 def _blend_with(image: Pixels, level: float, factor: float) -> Pixels:
-    if not _is_bytes(image):
-        return _clipped(image * np.float32(factor) + np.float32(level - factor * level))
-    table = factor * _LEVELS + (level - factor * level)
-    np.maximum(table, 0, out=table)
-    np.minimum(table, 255, out=table)
-    return _lookup(image, table.astype(np.uint8))
+    offset = level - factor * level
+    channels = image.shape[-1]
+    if not _is_bytes(image) or channels > 4:
+        blended = _clipped(image * np.float32(factor) + np.float32(offset))
+        return blended.astype(image.dtype, copy=False)
+    matrix = np.zeros((channels, channels + 1), np.float32)  # OpenCV's fastest way to scale bytes, and it saturates
+    matrix[:, -1] = offset - _DOWN
+    matrix.flat[:: channels + 2] = factor
+    return cv2.transform(image, matrix).reshape(image.shape)
 
 
 def luma(image: Pixels) -> Pixels:
@@ -72,7 +72,10 @@ def hue(image: Pixels, turns: float) -> Pixels:
         hsv[..., 0] = (hsv[..., 0] + np.float32(360 * turns)) % np.float32(360)
         return _clipped(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(hue_steps(turns))  # wraps around, as wanted
+    row = np.zeros((hsv.shape[1], 3), np.uint8)
+    row[:, 0] = hue_steps(turns)
+    flat = hsv.reshape(len(hsv), -1)
+    np.add(flat, row.reshape(1, -1), out=flat)  # bytes wrap around, as wanted; whole rows vectorise
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
@@ -88,8 +91,9 @@ def grayscale(image: Pixels) -> Pixels:
 
 def gaussian_blur(image: Pixels, sigma: float) -> Pixels:
     """Gaussian blur with standard deviation ``sigma`` in pixels, edges reflected."""
-    side = blur_side(sigma)
-    return cv2.GaussianBlur(image, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101).reshape(image.shape)
+    kernel = cv2.getGaussianKernel(blur_side(sigma), sigma, cv2.CV_32F)
+    # Twice as fast as cv2.GaussianBlur, which computes bytes in fixed point, and closer to the Gaussian.
+    return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101).reshape(image.shape)
 
 
 def blur_side(sigma: float) -> int:
@@ -97,9 +101,8 @@ def blur_side(sigma: float) -> int:
     return 2 * max(1, round(3 * sigma)) + 1
 
 
-def solarize(image: Pixels, threshold: int = 128) -> Pixels:
-    """Invert the values of ``threshold`` and above."""
-    if not _is_bytes(image):
-        return np.where(image < threshold, image, 255 - image)
-    table = np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS).astype(np.uint8)
-    return _lookup(image, table)
+def solarize(image: Pixels) -> Pixels:
+    """Invert the values of 128 and above."""
+    if _is_bytes(image):
+        return cv2.min(image, cv2.bitwise_not(image)).reshape(image.shape)
+    return np.where(image < 128, image, 255 - image)

@@ -6,7 +6,7 @@ finds the same views again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -23,18 +23,24 @@ from ssl_toolkit.views.spec import ViewsConfig
 
 _RESIZE = {
     # What F.interpolate calls with antialias, without its 50 microseconds of argument checks.
-    "bilinear": torch.ops.aten._upsample_bilinear2d_aa,
-    "bicubic": torch.ops.aten._upsample_bicubic2d_aa,
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
 }
 _JITTER = (ops.brightness, ops.contrast, ops.saturation, ops.hue)
 
 
-def resized_crop(image: Tensor, window: Window, size: int, interpolation: str) -> Tensor:
-    """``window`` of ``image`` ``(C, H, W)`` at ``size`` pixels square, antialiased, in its own type throughout."""
+def resized_crop(image: Tensor, window: Window, interpolation: str, out: Tensor) -> None:
+    """Write ``window`` of an image at the size of ``out``, antialiased, in its own type throughout.
+
+    Args:
+        image: ``(1, C, H, W)``.
+        out: ``(1, C, S, S)``; pixels as they lie in `Pixels` (channels last) save two copies.
+    """
     top, left, height, width = window
-    crop = image[None, :, top : top + height, left : left + width]
-    resized: Tensor = _RESIZE[interpolation](crop, [size, size], False)[0]
-    return resized if resized.dtype == torch.uint8 else resized.clamp_(0, 255)
+    crop = image[:, :, top : top + height, left : left + width]
+    _RESIZE[interpolation](crop, list(out.shape[2:]), False, None, None, out=out)
+    if out.dtype.is_floating_point:
+        out.clamp_(0, 255)
 
 
 def photometric(image: ops.Pixels, settings: Settings) -> ops.Pixels:
@@ -75,29 +81,22 @@ class ViewDataset(torch.utils.data.Dataset[ViewBatch]):
 
     def _batch(self, keys: Sequence[tuple[int, int]]) -> ViewBatch:
         count = len(keys)
-        pixels: list[ops.Pixels] = []
+        pixels: list[Tensor] = []
         boxes = np.empty((len(self.positions), count, 4), np.float32)
         flips = np.empty((len(self.positions), count), bool)
         sizes = np.empty((count, 2), np.float32)
-        indices, unreadable = [], []  # type: ignore[var-annotated]
+        indices: list[int] = []
+        unreadable: list[str] = []
         for row, key in enumerate(keys):
             image, index = read_or_replace(self.images.image, key, self.seed, len(self.images), unreadable)
-            pixels = pixels or [self._empty(count, group.size, image) for group, _ in self.positions]
+            tensor = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
+            pixels = pixels or [self._empty(count, group.size, tensor) for group, _ in self.positions]
             indices.append(index)
-            sizes[row] = height, width = image.shape[:2]
-            tensor = torch.from_numpy(image).permute(2, 0, 1)
-            colour = image.shape[2] == 3
-            numbers = random_numbers(self.seed, *key, len(self.positions))
-            for view, (group, position) in enumerate(self.positions):
-                settings = settings_of(numbers[view], group, position, height, width, colour)
-                crop = resized_crop(tensor, settings.window, group.size, group.interpolation).permute(1, 2, 0).numpy()
-                crop = np.ascontiguousarray(crop[:, ::-1] if settings.flip else crop)
-                pixels[view][row] = photometric(crop, settings)
+            sizes[row] = image.shape[:2]
+            for view, settings in enumerate(self._settings(key, image)):
+                self._view(tensor, view, settings, pixels[view][row : row + 1])
                 boxes[view, row], flips[view, row] = settings.box(), settings.flip
-        views = tuple(
-            View(torch.from_numpy(p).permute(0, 3, 1, 2), torch.from_numpy(b), torch.from_numpy(f))
-            for p, b, f in zip(pixels, boxes, flips)
-        )
+        views = tuple(View(p, torch.from_numpy(b), torch.from_numpy(f)) for p, b, f in zip(pixels, boxes, flips))
         label = None if self.images.classes is None else torch.tensor([self.images.label(i) for i in indices])
         return ViewBatch(
             views,
@@ -108,8 +107,23 @@ class ViewDataset(torch.utils.data.Dataset[ViewBatch]):
             tuple(unreadable),
         )
 
-    def _empty(self, count: int, size: int, image: ops.Pixels) -> ops.Pixels:
-        return np.empty((count, size, size, image.shape[2]), image.dtype)
+    @staticmethod
+    def _empty(count: int, size: int, image: Tensor) -> Tensor:
+        return torch.empty((count, size, size, image.shape[1]), dtype=image.dtype).permute(0, 3, 1, 2)
+
+    def _settings(self, key: tuple[int, int], image: ops.Pixels) -> Iterator[Settings]:
+        height, width, channels = image.shape
+        numbers = random_numbers(self.seed, *key, len(self.positions))
+        for drawn, (group, position) in zip(numbers, self.positions):
+            yield settings_of(drawn, group, position, height, width, channels == 3)
+
+    def _view(self, image: Tensor, view: int, settings: Settings, out: Tensor) -> None:
+        resized_crop(image, settings.window, self.positions[view][0].interpolation, out)
+        pixels = out[0].permute(1, 2, 0).numpy()
+        flipped = cv2.flip(pixels, 1).reshape(pixels.shape) if settings.flip else pixels
+        done = photometric(flipped, settings)
+        if done is not pixels:
+            pixels[:] = done
 
 
 def single_threaded(_: int = 0) -> None:
