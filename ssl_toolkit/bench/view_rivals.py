@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,7 @@ def loader(files: Sequence[Path], transform: Transform, batch_size: int, workers
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", UserWarning)  # what others warn of would be printed once for each worker
 
 
 def make_files(folder: Path, count: int, height: int, width: int, quality: int) -> list[Path]:

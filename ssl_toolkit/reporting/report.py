@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -59,6 +62,8 @@ class Page:
     curves: list[Picture]
     matches: list[Group]
     masks: list[Group]
+    views: str = ""
+    """The sheet of views of a single run as a data URI, or empty."""
 
     def pictures(self) -> list[Picture]:
         """Every picture on the page."""
@@ -86,6 +91,7 @@ def write_report(run: Path | str) -> Path:
         curves=_curves([folder]),
         matches=_matches([folder], [folder.label]),
         masks=_masks([folder], [folder.label]),
+        views=_sheet(folder.path / "examples" / "views.png"),
     )
     return _write(page, folder.path / "report.html")
 
@@ -197,6 +203,16 @@ def _curves(runs: Sequence[RunFolder]) -> list[Picture]:
         return Picture(alt, lambda: plots.curve_panel(runs, column))
 
     return [picture(column) for column in plots.curve_columns(runs)]
+
+
+def _sheet(path: Path) -> str:
+    """A PNG as the data URI of a JPEG, a tenth of its size; empty where there is none."""
+    if not path.is_file():
+        return ""
+    buffer = io.BytesIO()
+    with PIL.Image.open(path) as picture:
+        picture.convert("RGB").save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _matches(runs: Sequence[RunFolder], labels: Sequence[str]) -> list[Group]:

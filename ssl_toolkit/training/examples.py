@@ -1,4 +1,4 @@
-"""Matches of a few fixed images, saved for pictures."""
+"""Views and matches of a few images, saved for pictures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,26 @@ from ssl_toolkit.matching import (
     top_gamma,
 )
 from ssl_toolkit.methods.base import Method
-from ssl_toolkit.views import ViewDataset, ViewsConfig
-from ssl_toolkit.views.batch import ViewBatch
+from ssl_toolkit.views import EpochBatches, ViewBatch, ViewDataset, ViewsConfig
+from ssl_toolkit.views.sheet import save_sheet
+
+
+def save_view_examples(
+    path: Path, dataset: ImageDataset, views: ViewsConfig, *, seed: int, batch_size: int, count: int = 4
+) -> None:
+    """A sheet of the first images of the first step: each image with its crop boxes, and its views.
+
+    Args:
+        path: of the PNG.
+        seed, batch_size: of the run, which say what the first step is.
+        count: images.
+    """
+    first = next(iter(EpochBatches(len(dataset), batch_size, seed)))
+    batch = ViewDataset(dataset, views, seed).__getitems__(first[:count])
+    if not isinstance(batch, ViewBatch):
+        raise batch
+    images = [dataset.image(index) for index in batch.index.tolist()]
+    save_sheet(path, images, batch, header=[group.describe(dataset.in_channels) for group in views.groups])
 
 
 def _dense(nearest: Nearest, gamma: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from ssl_toolkit.hardware import describe_hardware, pick_device, pick_precision
 from ssl_toolkit.methods import METHODS, Method
 from ssl_toolkit.registry import typed
 from ssl_toolkit.training.callbacks import MetricsFile, TrainingBar, UnreadableFile
-from ssl_toolkit.training.examples import save_match_examples
+from ssl_toolkit.training.examples import save_match_examples, save_view_examples
 from ssl_toolkit.training.module import Pretraining
 from ssl_toolkit.training.optimizers import OPTIMIZERS
 from ssl_toolkit.training.run import default_name, new_run_folder, write_run_files
@@ -326,6 +326,9 @@ def pretrain(config: DictConfig, console: Console | None = None) -> Path:
     write_run_files(run, config)
     describe(parts, console)
     console.print(f"  [bold]run[/bold]       {run}", highlight=False, soft_wrap=True)
+    sheet = run / "examples" / "views.png"
+    save_view_examples(sheet, parts.dataset, parts.views, seed=config.seed, batch_size=parts.trainer.batch_size)
+    console.print(f"  [bold]sheet[/bold]     {sheet}", highlight=False, soft_wrap=True)
     module = _train(parts, run, console, None)
     _finish(parts, module, run)
     return run
