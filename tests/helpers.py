@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from ssl_toolkit.backbones.base import Backbone, BackboneConfig, Features
 from ssl_toolkit.config import override_of
 from ssl_toolkit.views.batch import View, ViewBatch
+
+_HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+needs_dali = pytest.mark.skipif(not _HAS_DALI, reason="DALI is not installed")
 
 
 class TinyBackbone(Backbone):

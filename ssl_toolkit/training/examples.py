@@ -84,7 +84,7 @@ def save_match_examples(
     gamma = min(gamma, height * width)
     location = _dense(nearest_locations(axes[0], axes[1]), gamma)
     feature = _dense(nearest_features(squared_distances(vectors[0], vectors[1])), gamma)
-    arrays: dict[str, np.ndarray] = {f"seed_{i}": dataset.image(index) for i, index in enumerate(indices)}
+    arrays: dict[str, np.ndarray] = {f"seed_{i}": dataset.image(index) for i, index in enumerate(batch.index.tolist())}
     for name, view in (("a", a), ("b", b)):
         arrays[f"view_{name}"] = np.ascontiguousarray(view.image.permute(0, 2, 3, 1).numpy())
         arrays[f"box_{name}"] = view.box.numpy()

@@ -140,6 +140,9 @@ class SourceDataset(torch.utils.data.Dataset[SourceBatch]):
     def _pixels(self, index: int) -> tuple[NDArray[np.uint8], tuple[int, int, int], tuple[int, int]]:
         image = self.images.image(index)
         height, width, channels = image.shape
+        if channels != self.images.in_channels or image.dtype != np.uint8:
+            expected = self.images.in_channels
+            raise UserError(f"image {index} has {channels} channels of {image.dtype}, not {expected} of uint8")
         return image.reshape(-1), (height, width, channels), (height, width)
 
 

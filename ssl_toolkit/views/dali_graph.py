@@ -23,7 +23,7 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali import math as dmath
 
 from ssl_toolkit.views import photometric as ops
-from ssl_toolkit.views.settings import CONTRAST, HUE, SATURATION, Settings
+from ssl_toolkit.views.settings import BRIGHTNESS, CONTRAST, HUE, SATURATION, Settings
 from ssl_toolkit.views.spec import ViewGroup, ViewsConfig
 
 BLENDS = 3
@@ -31,8 +31,11 @@ BLENDS = 3
 
 # Places in the numbers of a view, see `flatten`; the first four are the crop.
 _FLIP, _GRAY, _SOLARIZE, _SIGMA, _SIDE, _HUE, _BEFORE = range(4, 11)
-_AFTER = _BEFORE + 3 * BLENDS
-NUMBERS = _AFTER + 3 * BLENDS
+_AFTER = _BEFORE + 2 * BLENDS
+NUMBERS = _AFTER + 2 * BLENDS
+_NOTHING = -1.0
+_HALF = 0.4999 / 255
+"""Of a level: subtracted where DALI rounds, so that values are cut off as PIL does."""
 
 _INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 
@@ -40,27 +43,21 @@ _INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC
 def flatten(settings: Settings) -> list[float]:
     """``settings`` as the `NUMBERS` numbers that the graph reads.
 
-    A blend is three numbers: the factor, and the weights of the image's mean luma and of the pixel's luma in what it is
-    blended with (both 0 is black). A factor of 1 changes nothing.
+    A blend is two numbers: which (`BRIGHTNESS`, `CONTRAST`, `SATURATION`, or -1 for none) and its factor.
     """
     left, top, right, bottom = settings.box()
     side = ops.blur_side(settings.sigma) if settings.sigma else 1
     numbers = [top, left, bottom, right, settings.flip, settings.gray, settings.solarize, settings.sigma, side, 0.0]
-    numbers += [1.0, 0.0, 0.0] * (2 * BLENDS)
+    numbers += [_NOTHING, 1.0] * (2 * BLENDS)
     place = _BEFORE
     for operation, value in settings.jitter:
         if operation == HUE:
             numbers[_HUE] = ops.hue_steps(value)
             place = _AFTER
         else:
-            numbers[place : place + 3] = [value, operation == CONTRAST, operation == SATURATION]
-            place += 3
+            numbers[place : place + 2] = operation, value
+            place += 2
     return numbers
-
-
-def _bytes(image: Any) -> Any:
-    """Values cut off to whole numbers from 0 to 255, as PIL does."""
-    return fn.cast(dmath.floor(dmath.clamp(image, 0.0, 255.0)), dtype=types.UINT8)
 
 
 def _rounded(image: Any) -> Any:
@@ -72,17 +69,21 @@ def _luma(image: Any, channels: int) -> Any:
     return fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY) if channels == 3 else image
 
 
-def _blend(image: Any, factor: Any, of_mean: Any, of_luma: Any, channels: int) -> Any:
-    gray = _luma(image, channels)
-    mean = dmath.floor(fn.reductions.mean(gray) + 0.5)
-    return _bytes(image * factor + (of_mean * mean + of_luma * gray) * (1.0 - factor))
+def _contrast(image: Any, factor: Any, channels: int) -> Any:
+    mean = dmath.floor(fn.reductions.mean(_luma(image, channels)) + 0.5)
+    return _rounded(dmath.floor(image * factor + mean * (1.0 - factor)))
 
 
 def _blends(image: Any, numbers: Any, place: int, on: Any, channels: int) -> Any:
     for slot in range(BLENDS):
-        at = place + 3 * slot
-        if numbers[at] != 1.0:
-            image = _blend(image, on[at], on[at + 1], on[at + 2], channels)
+        at = place + 2 * slot
+        if numbers[at] == BRIGHTNESS:
+            image = fn.brightness(image, brightness=numbers[at + 1], brightness_shift=-_HALF)
+        elif numbers[at] == CONTRAST:
+            image = _contrast(image, on[at + 1], channels)
+        if channels == 3:
+            if numbers[at] == SATURATION:
+                image = fn.saturation(image, saturation=numbers[at + 1])
     return image
 
 

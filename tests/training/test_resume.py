@@ -15,13 +15,14 @@ from ssl_toolkit import training
 from ssl_toolkit.config import compose_config
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.training.callbacks import MetricsFile
-from tests.helpers import quick_overrides
+from tests.helpers import needs_dali, quick_overrides
 
 QUIET = Console(quiet=True)
 
 
-def config(runs: Path, name: str) -> DictConfig:
-    return compose_config("pretrain", [*quick_overrides(runs), f"name={name}", "trainer.log_every=1"])
+def config(runs: Path, name: str, engine: str = "torch") -> DictConfig:
+    options = [f"name={name}", "trainer.log_every=1", f"views.engine={engine}"]
+    return compose_config("pretrain", [*quick_overrides(runs), *options])
 
 
 class Killed(Exception):
@@ -47,22 +48,25 @@ def columns(path: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("step", "saves"),
+    ("step", "saves", "engine"),
     [
-        (2, True),  # inside the first epoch
-        (4, True),  # at its end
-        (5, True),  # inside the second
-        (6, False),  # as kill -9 there: only the checkpoint of the first epoch's end is left
+        (2, True, "torch"),  # inside the first epoch
+        (4, True, "torch"),  # at its end
+        (5, True, "torch"),  # inside the second
+        (6, False, "torch"),  # as kill -9 there: only the checkpoint of the first epoch's end is left
+        pytest.param(5, True, "dali", marks=needs_dali),
     ],
 )
-def test_resumed_equals_uninterrupted(step: int, saves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = training.pretrain(config(tmp_path, "whole"), QUIET)
+def test_resumed_equals_uninterrupted(
+    step: int, saves: bool, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = training.pretrain(config(tmp_path, "whole", engine), QUIET)
     with monkeypatch.context() as patch:
         stop_at(step, patch)
         if not saves:
             patch.setattr(ModelCheckpoint, "on_exception", lambda *_: None)
         with pytest.raises(Killed):
-            training.pretrain(config(tmp_path, "stopped"), QUIET)
+            training.pretrain(config(tmp_path, "stopped", engine), QUIET)
     stopped = tmp_path / "stopped"
     left = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)
     assert left["global_step"] == (step if saves else 4)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.registry import typed
 from ssl_toolkit.views import ViewBatch, ViewGroup, ViewsConfig, choose_engine, view_loader
 from ssl_toolkit.views.geometry import DRAWS, random_window
 from tests.views.helpers import PLAIN, Photos, Ramps, jpeg, views
@@ -193,13 +192,26 @@ def test_what_dali_cannot_do_is_refused_or_left_to_torch(monkeypatch: pytest.Mon
         choose_engine("dali", CPU, Ramps())
 
 
-def test_an_error_that_is_not_of_an_image_is_not_retried_for_ever() -> None:
-    class Wrong(Ramps):
-        in_channels = 3
+def test_an_error_that_is_not_of_an_image_is_not_retried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssl_toolkit.views.dali_engine import DaliLoader  # imports DALI
 
+    tries = []
+
+    def broken(self: DaliLoader) -> None:
+        self._feed()
+        tries.append(self)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(DaliLoader, "_run", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        _batches("dali", Ramps(), views(ViewGroup(size=16)))
+    assert len(tries) == 2
+
+
+def test_an_image_that_is_not_what_the_data_set_says_is_named() -> None:
+    class Wrong(Ramps):
         def image(self, index: int) -> np.ndarray:
             return np.zeros((8, 8, 2), np.uint8)
 
-    config = typed(ViewsConfig, {"groups": [{"size": 16, "gray": 1.0}]}, "views")
-    with pytest.raises(RuntimeError):
-        _batches("dali", Wrong(), config)
+    with pytest.raises(UserError, match="has 2 channels of uint8, not 3 of uint8"):
+        _batches("dali", Wrong(), views(ViewGroup(size=16)))

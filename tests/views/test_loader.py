@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,9 +12,9 @@ import torch
 
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.views import EpochBatches, ViewBatch, ViewDataset, ViewGroup, ViewLoader, view_loader
+from tests.helpers import needs_dali
 from tests.views.helpers import Photos, Ramps, views
 
-needs_dali = pytest.mark.skipif(importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed")
 ENGINES = ["torch", pytest.param("dali", marks=needs_dali)]
 CPU = torch.device("cpu")
 Load = Callable[..., ViewLoader]
