@@ -28,6 +28,12 @@ COMMANDS = {
         "ssl-toolkit eval knn,linear,segmentation run=runs/NAME\n"
         "  ssl-toolkit eval knn checkpoint=backbone.safetensors data=folder data.root=photos",
     ),
+    "data": (
+        "look at data before training on it: check, preview",
+        "ssl-toolkit data check photos                (what is there, what is broken, a clean list)\n"
+        "  ssl-toolkit data check train.txt workers=8 out=clean.txt\n"
+        "  ssl-toolkit data preview data=folder data.root=photos views=vicregl_multicrop out=views.png",
+    ),
     "compare": (
         "results of several runs side by side",
         "ssl-toolkit compare runs/A runs/B --html compare.html",
@@ -75,6 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     subparsers["eval"].add_argument(
         "overrides", nargs="*", metavar="key=value", help="groups and keys of configs/eval.yaml"
     )
+    subparsers["data"].add_argument(
+        "action",
+        nargs="?",
+        help="check: status 0 where all images are fine, 1 where some are unreadable or lie in two splits; preview",
+    )
+    subparsers["data"].add_argument(
+        "arguments",
+        nargs="*",
+        metavar="PATH or key=value",
+        help="a folder or list to check; keys of configs/data_check.yaml, groups and keys of configs/data_preview.yaml",
+    )
     subparsers["compare"].add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     subparsers["compare"].add_argument("--html", metavar="FILE", help="also write a self-contained page")
     subparsers["compare"].add_argument("--csv", metavar="FILE", help="also write the table as CSV")
@@ -92,11 +109,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _dispatch(args: argparse.Namespace, console: Console) -> int:
     # Imported here so that --help and --version answer at once.
-    from ssl_toolkit import commands
+    from ssl_toolkit import commands, data_commands
 
     actions: dict[str, Callable[[], int]] = {
         "pretrain": lambda: commands.pretrain(args.overrides, args.multirun, console),
         "eval": lambda: commands.evaluate(args.protocols, args.overrides, console),
+        "data": lambda: data_commands.data(args.action, args.arguments, console),
         "compare": lambda: commands.compare(args.runs, args.html, args.csv, args.markdown, console),
         "report": lambda: commands.report(args.run, console),
         "bench": lambda: commands.bench(args.suite, args.overrides, console),
@@ -106,7 +124,8 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns 0, 2 for bad input (one line on stderr), 130 when interrupted."""
+    """Run a command; returns 0, 1 where ``data check`` found fault, 2 for bad input (one line on stderr), 130 when
+    interrupted."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.command is None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ssl_toolkit.data import scene_drawing
-from ssl_toolkit.data.base import DataConfig, Image, ImageDataset
+from ssl_toolkit.data.base import DataConfig, Image, ImageDataset, Objects
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.scene_drawing import Look, Scenes
 from ssl_toolkit.errors import UserError
@@ -92,6 +92,7 @@ class DigitScenes(ImageDataset):
 
     classes = tuple("0123456789")
     mask_classes = ("background", *"0123456789")
+    object_classes = tuple("0123456789")
 
     def __init__(self, config: DigitScenesConfig, split: str) -> None:
         self.name = "digit_scenes"
@@ -118,6 +119,12 @@ class DigitScenes(ImageDataset):
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         return self.masks[index]
+
+    def objects(self, index: int) -> Objects:
+        """The digits in a scene, the dominant one first."""
+        count = int(self.box_counts[index])
+        boxes, labels = self.boxes[index, :count].copy(), self.box_labels[index, :count].copy()
+        return Objects(boxes, labels, np.zeros(count, dtype=bool))
 
     def labels(self) -> NDArray[np.int64]:
         return self.label_array.copy()

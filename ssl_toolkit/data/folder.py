@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ssl_toolkit.data.base import VOID
 from ssl_toolkit.data.catalog import DATASETS
-from ssl_toolkit.data.decode import read_mask, upright_size
 from ssl_toolkit.data.files import FileConfig, FileDataset
 from ssl_toolkit.data.layout import LABEL_MODES, Layout
+from ssl_toolkit.data.masks import class_mask, plain_table
 from ssl_toolkit.errors import UserError, nearest
 
 
@@ -94,16 +94,5 @@ class FolderDataset(FileDataset):
         image = self.path(index)
         below = image.relative_to(self.root)
         path = self._masks / below.with_suffix(".png")
-        if not path.is_file():
-            raise UserError(f"no mask {path} for the image {image}")
-        mask = read_mask(path)
-        height, width = upright_size(image)
-        if mask.shape != (height, width):
-            raise UserError(f"mask {path} is {mask.shape[0]}x{mask.shape[1]}, its image {image} is {height}x{width}")
-        strange = mask[(mask >= len(self.mask_classes)) & (mask != VOID)]
-        if len(strange):
-            raise UserError(
-                f"mask {path} has the value {strange[0]}: "
-                f"data.mask_classes names {len(self.mask_classes)} classes, {VOID} is void"
-            )
-        return mask
+        count = len(self.mask_classes)
+        return class_mask(path, image, plain_table(count), f"data.mask_classes names {count} classes, {VOID} is void")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_toolkit.data.base import SPLITS
-from ssl_toolkit.data.decode import SUFFIXES
+from ssl_toolkit.data.decode import ARRAY_SUFFIX, SUFFIXES
 from ssl_toolkit.errors import UserError, nearest
 
 LABEL_MODES = ("auto", "none", "folders")
@@ -33,7 +33,8 @@ class Part:
 def find_images(folder: Path, skip: Path | None = None) -> list[str]:
     """Relative paths (with ``/``) of all images under ``folder``, sorted, the hidden ones left out.
 
-    Links to folders are followed, except back into a folder that holds them.
+    Links to folders are followed, except back into a folder that holds them. Where there is no image, ``.npy`` files
+    are the images; beside images they are more likely labels or features.
 
     Args:
         skip: a resolved folder that is left out (the masks, when they lie among the images).
@@ -42,15 +43,17 @@ def find_images(folder: Path, skip: Path | None = None) -> list[str]:
     def stop(error: OSError) -> None:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    found = []
+    found, arrays = [], []
     for where, folders, names in os.walk(folder, onerror=stop, followlinks=True):
         here = Path(where)
         folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(here / name)]
         if skip is not None:
             folders[:] = [name for name in folders if (here / name).resolve() != skip]
         prefix = "" if here == folder else here.relative_to(folder).as_posix() + "/"
-        found += [prefix + name for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
-    return sorted(found)
+        names = [name for name in names if name[0] != "."]
+        found += [prefix + name for name in names if name.lower().endswith(SUFFIXES)]
+        arrays += [prefix + name for name in names if name.lower().endswith(ARRAY_SUFFIX)]
+    return sorted(found or arrays)
 
 
 def _leads_back(folder: Path) -> bool:
@@ -162,7 +165,7 @@ class Layout:
     def _whole(self, folder: Path, known: tuple[str, ...] | None = None) -> Part:
         files = find_images(folder, self.skip)
         if not files:
-            raise UserError(f"no images in {folder} or below (looked for {' '.join(SUFFIXES)})")
+            raise UserError(f"no images in {folder} or below (looked for {' '.join((*SUFFIXES, ARRAY_SUFFIX))})")
         return Part(folder, files, _classes(folder, files, self.labels, known))
 
     def _share(self, whole: Part, split: str) -> Part:

@@ -54,6 +54,21 @@ def test_shapes_labels_and_masks():
     assert (data.boxes[~present] == 0).all()
 
 
+def test_objects_are_the_digits_in_the_scene():
+    data = scenes()
+    assert data.object_classes == data.classes
+    for i in range(40):
+        boxes, labels, ignore = data.objects(i)
+        count = data.box_counts[i]
+        assert boxes.tolist() == data.boxes[i].tolist()[:count]
+        assert labels.tolist() == data.box_labels[i].tolist()[:count]
+        assert (boxes.dtype, labels.dtype, ignore.tolist()) == (np.float32, np.int64, [False] * count)
+        assert labels[0] == data.label(i)
+        assert set(np.unique(data.mask(i))) - {0} == set(labels + 1)
+    boxes[:] = -1
+    assert (data.boxes >= 0).all()
+
+
 def test_every_class_is_in_every_split_and_balanced():
     for split in SPLITS:
         counts = np.bincount(scenes(split).labels(), minlength=10)

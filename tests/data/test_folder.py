@@ -92,6 +92,19 @@ def test_which_files_count(tmp_path):
     assert find_images(root) == ["a.JPG", "b.jpeg", "c.png", "d.bmp", "e.webp", "f.TIFF", "g.gif"]
 
 
+def test_arrays_are_images_where_there_are_no_others(tmp_path):
+    for name in ("a/1.npy", "a/2.npy", "b/3.NPY", "b/.hidden.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            np.save(file, np.full((6, 4, 5), 7, np.uint8))
+    assert find_images(tmp_path) == ["a/1.npy", "a/2.npy", "b/3.NPY"]
+    data = folder(tmp_path, in_channels=5, mean=[0.5] * 5, std=[0.2] * 5, val_fraction=0.0)
+    assert data.classes == ("a", "b")
+    assert data.image(0).shape == (6, 4, 5)
+    put(tmp_path, "a/4.png")
+    assert find_images(tmp_path) == ["a/4.png"]  # then they are labels or features
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     put(tmp_path / "far", "x.jpg")
     root = put(tmp_path / "root", "a/y.jpg")
