@@ -61,9 +61,9 @@ def check(arguments: Sequence[str], console: Console) -> int:
         0 where all images are fine, 1 where some are unreadable or lie in two splits.
     """
     # Imported here: only this command needs them.
-    from ssl_toolkit.data.check import CheckConfig
-    from ssl_toolkit.data.check import check as check_images
-    from ssl_toolkit.data.check_report import measured, print_report
+    from ssl_toolkit.data.checking.check import CheckConfig
+    from ssl_toolkit.data.checking.check import check as check_images
+    from ssl_toolkit.data.checking.report import measured, print_report
 
     paths = [text for text in arguments if "=" not in text or Path(text).exists()]
     if len(paths) != 1:

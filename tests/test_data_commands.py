@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from ssl_toolkit.cli import main
 from ssl_toolkit.config import compose_config
 from ssl_toolkit.data import build_dataset
-from ssl_toolkit.data.check import CheckConfig
+from ssl_toolkit.data.checking.check import CheckConfig
 from ssl_toolkit.data_commands import PreviewConfig, suggestion
 from ssl_toolkit.registry import typed
 from ssl_toolkit.views import ViewBatch, ViewDataset, ViewsConfig

@@ -15,7 +15,7 @@ def test_each_data_set_has_a_yaml_and_each_yaml_a_data_set():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == set(DATASETS.names())
 
 
-@pytest.mark.parametrize("name", ["digit_scenes", "folder", "fashion_mnist"])
+@pytest.mark.parametrize("name", DATASETS.names())
 def test_yaml_lists_every_option_with_its_default_and_a_comment(name):
     path = FOLDER / f"{name}.yaml"
     written = OmegaConf.to_container(OmegaConf.load(path), resolve=True)

@@ -1,0 +1,1 @@
+"""Checking images before training on them."""
