@@ -92,6 +92,8 @@ def test_what_a_run_leaves_is_what_it_says(tmp_path: Path) -> None:
         "checkpoints/last.ckpt",
         "backbone.safetensors",
         "environment.json",
+        "examples/views.png",
+        "unreadable.txt",
         "results/*.json",
         "report.html",
     ]

@@ -61,8 +61,12 @@ def contrast(image: Pixels, factor: float) -> Pixels:
 
 def saturation(image: Pixels, factor: float) -> Pixels:
     """Blend with the luma of each pixel: one 3 x 3 matrix. RGB only."""
-    result = cv2.transform(image, factor * _IDENTITY + (1 - factor) * _LUMA)
-    return result if _is_bytes(image) else _clipped(result)
+    matrix = np.zeros((3, 4), np.float32)
+    matrix[:, :3] = factor * _IDENTITY + (1 - factor) * _LUMA
+    if not _is_bytes(image):
+        return _clipped(cv2.transform(image, matrix))
+    matrix[:, 3] = -_DOWN
+    return cv2.transform(image, matrix)
 
 
 def hue(image: Pixels, turns: float) -> Pixels:

@@ -15,6 +15,6 @@ TINY = {
         "head=[16,16]",
         "precision=fp32",
     ],
-    "views": ["rounds=1", "images=8", "height=40", "width=48", "batch_size=4", "workers=0"],
+    "views": ["rounds=1", "recipes=small", "images=8", "height=40", "width=48", "batch_size=4", "workers=0"],
 }
 """Overrides by suite."""

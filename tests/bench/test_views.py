@@ -57,7 +57,7 @@ def test_rivals_follow_the_chain_of_each_position(maker: object) -> None:
 
 def test_the_table_shows_throughput(tmp_path: Path) -> None:
     console = Console(record=True, width=140)
-    out = bench("views", [*TINY["views"], "recipes=small", f"out={tmp_path / 'views.json'}"], console)
+    out = bench("views", [*TINY["views"], f"out={tmp_path / 'views.json'}"], console)
     text = console.export_text()
     assert "images/s" in text
     assert "torch engine" in text

@@ -35,11 +35,11 @@ def difference(ours: np.ndarray, theirs: Image.Image) -> tuple[float, int]:
 
 CASES: dict[str, tuple[Callable[..., np.ndarray], Callable[..., Image.Image], list[float], float, int]] = {
     # ours, PIL's through torchvision, values, mean difference at most, largest at most
-    "brightness": (ops.brightness, F.adjust_brightness, FACTORS, 0.05, 1),
-    "contrast": (ops.contrast, F.adjust_contrast, FACTORS, 0.15, 1),
-    "saturation": (ops.saturation, F.adjust_saturation, FACTORS, 0.6, 2),
-    "hue": (ops.hue, F.adjust_hue, TURNS, 1.2, 16),
-    "gray": (lambda x, _: ops.grayscale(x), lambda x, _: F.to_grayscale(x, 3), [0.0], 0.5, 1),
+    "brightness": (ops.brightness, F.adjust_brightness, FACTORS, 0.01, 1),
+    "contrast": (ops.contrast, F.adjust_contrast, FACTORS, 0.1, 1),
+    "saturation": (ops.saturation, F.adjust_saturation, FACTORS, 0.5, 1),
+    "hue": (ops.hue, F.adjust_hue, TURNS, 0.4, 8),
+    "gray": (lambda x, _: ops.grayscale(x), lambda x, _: F.to_grayscale(x, 3), [0.0], 0.01, 1),
     "solarize": (lambda x, _: ops.solarize(x), lambda x, _: ImageOps.solarize(x), [0.0], 0.0, 0),
 }
 
