@@ -59,16 +59,15 @@ class SourceBatch:
 
     def inputs(self, files_too: bool) -> list[Any]:
         """The inputs of `view_pipeline`, with ``files_too`` those that DALI decodes."""
-        data, files, pixels, is_file, start = self.data.numpy(), [], [], [], 0
-        for height, width, channels in self.shapes.tolist():
-            file = channels == 0
+        is_file = self.shapes[:, 2].numpy() == 0
+        data, files, pixels, start = self.data.numpy(), [], [], 0
+        for (height, width, channels), file in zip(self.shapes.tolist(), is_file):
             end = start + (height if file else height * width * channels)
             part = data[start:end]
             files.append(part if file else _NO_FILE)
             pixels.append(_NO_PIXELS if file else part.reshape(height, width, channels))
-            is_file.append(np.array(file))
             start = end
-        return [pixels, *(list(view) for view in self.numbers.numpy()), *([files, is_file] if files_too else [])]
+        return [pixels, *self.numbers.numpy(), *([files, is_file] if files_too else [])]
 
 
 class SourceDataset(torch.utils.data.Dataset[SourceBatch]):
