@@ -15,6 +15,8 @@ from ssl_toolkit.views.reading import Images, Unreadable
 from ssl_toolkit.views.spec import ViewsConfig
 
 INSTALL_DALI = "pip install 'ssl-toolkit[dali]' (Linux)"
+OLDEST_DALI = (2, 2)
+"""2.0 does not turn JPEGs as their EXIF orientation says; 2.2 and 2.4 do (a test compares the engines)."""
 
 
 class Engine(NamedTuple):
@@ -58,9 +60,12 @@ def _obstacle(images: Images) -> str:
     if platform.system() != "Linux":
         return f"DALI runs on Linux, this is {platform.system()}"
     try:
-        importlib.import_module("nvidia.dali")
+        version = str(importlib.import_module("nvidia.dali").__version__)
     except ImportError as error:
         return f"DALI does not import ({error}); {INSTALL_DALI}"
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_DALI:
+        oldest = ".".join(map(str, OLDEST_DALI))
+        return f"DALI is {version}, which leaves turned JPEGs as they lie; {oldest} or newer is needed: {INSTALL_DALI}"
     return ""
 
 

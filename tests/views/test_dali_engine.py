@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,14 @@ def test_what_dali_cannot_do_is_refused_or_left_to_torch(monkeypatch: pytest.Mon
         choose_engine("dali", cuda, Deep())
     assert choose_engine("auto", cuda, Deep()).name == "torch"
     assert choose_engine("auto", cuda, Ramps()).name == "dali"
-    monkeypatch.setitem(__import__("sys").modules, "nvidia.dali", None)
+    import nvidia.dali
+
+    monkeypatch.setattr(nvidia.dali, "__version__", "2.0.0")
+    assert (
+        "DALI is 2.0.0, which leaves turned JPEGs as they lie; 2.2 or newer"
+        in choose_engine("auto", cuda, Ramps()).reason
+    )
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     engine = choose_engine("auto", cuda, Ramps())
     assert engine.name == "torch"
     assert "pip install" in engine.reason
