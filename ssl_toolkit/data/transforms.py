@@ -34,12 +34,12 @@ def eval_batch(images: Sequence[Image], resize: int, size: int) -> Tensor:
     """Images of any shapes as one batch.
 
     Args:
-        images: each ``(H, W, C)`` uint8, with one ``C``.
+        images: each ``(H, W, C)``, with one ``C``, uint8 or float32.
         resize: the shorter side in pixels after an antialiased bilinear resize.
         size: side in pixels of the centre crop, at most ``resize``.
 
     Returns:
-        ``(N, C, size, size)`` uint8, contiguous.
+        ``(N, C, size, size)`` of their type, contiguous.
 
     Raises:
         UserError: the images differ in channels, or there are none.
@@ -48,7 +48,7 @@ def eval_batch(images: Sequence[Image], resize: int, size: int) -> Tensor:
     channels = {image.shape[2] for image in images}
     if len(channels) != 1:
         raise UserError(f"images of one batch have {sorted(channels) or 'no'} channels: need the same in all")
-    out = torch.empty(len(images), channels.pop(), size, size, dtype=torch.uint8)
+    out = torch.empty(len(images), channels.pop(), size, size, dtype=torch.from_numpy(images[0][:1]).dtype)
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for position, image in enumerate(images):
         by_shape.setdefault(image.shape, []).append(position)
@@ -73,7 +73,7 @@ def eval_mask(mask: NDArray[np.uint8], resize: int, size: int) -> Tensor:
 
 
 class Normalize(torch.nn.Module):
-    """uint8 images to ``(x / 255 - mean) / std`` on their own device, in one multiply and one add."""
+    """Images of values 0 to 255 to ``(x / 255 - mean) / std`` on their own device, in one multiply and one add."""
 
     scale: Tensor
     shift: Tensor
@@ -85,5 +85,5 @@ class Normalize(torch.nn.Module):
         self.register_buffer("shift", (-m / s)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` uint8 to float32."""
+        """``(B, C, H, W)`` uint8 or float32 to float32."""
         return torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)

@@ -61,7 +61,7 @@ class Preparation:
     workers: int = 0
 
     def normalise(self, images: Tensor, device: torch.device) -> Tensor:
-        """``(B, C, S, S)`` uint8 as float32 on ``device``, normalised, channels last."""
+        """``(B, C, S, S)``, values 0 to 255, as float32 on ``device``, normalised, channels last."""
         normal: Tensor = Normalize(self.mean, self.std).to(device)(images.to(device, non_blocking=True))
         return normal.contiguous(memory_format=torch.channels_last)
 

@@ -109,3 +109,13 @@ def test_normalise_by_hand() -> None:
         expected = (images[:, channel].double() / 255 - mean[channel]) / std[channel]
         torch.testing.assert_close(result[:, channel].double(), expected, rtol=1e-5, atol=1e-5)
     assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_of_16_bits_keep_their_precision():
+    rng = np.random.default_rng(0)
+    images = [rng.random((20, 30, 2), np.float32) * 255 for _ in range(2)]
+    batch = eval_batch(images, 16, 8)
+    assert batch.dtype == torch.float32
+    assert torch.equal(eval_batch(images, 20, 20)[0], torch.from_numpy(images[0]).permute(2, 0, 1)[:, :, 5:25])
+    normal = Normalize([0.5, 0.5], [0.25, 0.25])(batch)
+    assert torch.allclose(normal, (batch / 255 - 0.5) / 0.25, atol=1e-5)
