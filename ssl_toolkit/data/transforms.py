@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,13 @@ def eval_mask(mask: NDArray[np.uint8], resize: int, size: int) -> Tensor:
         # "nearest" samples at corners, off the bilinear grid by half a pixel; "nearest-exact" at centres
         pixels = F.interpolate(pixels, shape, mode="nearest-exact")
     return _centre(pixels, size)[0, 0].contiguous()
+
+
+def as_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Images ``(..., C)`` of values 0 to 255 to look at, ``(..., 3)`` uint8: the first three channels, or one as gray."""
+    if pixels.dtype != np.uint8:
+        pixels = np.clip(np.rint(pixels.astype(np.float32)), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1))
 
 
 class Normalize(torch.nn.Module):

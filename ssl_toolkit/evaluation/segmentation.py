@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_toolkit.data.transforms import as_rgb
 from ssl_toolkit.errors import UserError, unknown
 from ssl_toolkit.evaluation.features import VOID, FeatureBank
 from ssl_toolkit.evaluation.heads import (
@@ -220,7 +221,7 @@ class Segmentation(Protocol):
         prediction = predict(heads, data.test.maps[index], norm.to(device), rows, columns)[best]
         images = data.test_images(index.tolist())
         return {
-            "image": images.expand(-1, -1, -1, 3).numpy() if images.shape[-1] == 1 else images[..., :3].numpy(),
+            "image": as_rgb(images.numpy()),
             "mask": data.test.masks[index].numpy(),
             "prediction": prediction.cpu().numpy().astype(np.uint8),
             "classes": np.array(data.mask_classes),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ssl_toolkit.data.base import ImageDataset
-from ssl_toolkit.data.transforms import Normalize
+from ssl_toolkit.data.transforms import Normalize, as_rgb
 from ssl_toolkit.files import atomic_path
 from ssl_toolkit.matching import (
     Nearest,
@@ -84,9 +84,11 @@ def save_match_examples(
     gamma = min(gamma, height * width)
     location = _dense(nearest_locations(axes[0], axes[1]), gamma)
     feature = _dense(nearest_features(squared_distances(vectors[0], vectors[1])), gamma)
-    arrays: dict[str, np.ndarray] = {f"seed_{i}": dataset.image(index) for i, index in enumerate(batch.index.tolist())}
+    arrays: dict[str, np.ndarray] = {
+        f"seed_{i}": as_rgb(dataset.image(index)) for i, index in enumerate(batch.index.tolist())
+    }
     for name, view in (("a", a), ("b", b)):
-        arrays[f"view_{name}"] = np.ascontiguousarray(view.image.permute(0, 2, 3, 1).numpy())
+        arrays[f"view_{name}"] = as_rgb(view.image.permute(0, 2, 3, 1).numpy())
         arrays[f"box_{name}"] = view.box.numpy()
         arrays[f"flip_{name}"] = view.flip.numpy()
     arrays["grid"] = np.array([height, width])

@@ -14,6 +14,7 @@ import PIL.ImageFont
 import torch
 from numpy.typing import NDArray
 
+from ssl_toolkit.data.transforms import as_rgb
 from ssl_toolkit.files import atomic_path
 from ssl_toolkit.views.batch import ViewBatch
 
@@ -126,14 +127,7 @@ def _legend(channels: int) -> str:
 
 def _displayable(pixels: torch.Tensor) -> Pixels:
     """``(B, C, S, S)`` as ``(B, S, S, 3)`` uint8."""
-    return _rgb(pixels.detach().cpu().permute(0, 2, 3, 1).numpy())
-
-
-def _rgb(pixels: NDArray[Any]) -> Pixels:
-    """Three channels of uint8, last, from one or more of any type."""
-    if pixels.dtype != np.uint8:
-        pixels = np.clip(np.rint(pixels.astype(np.float32)), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1))
+    return as_rgb(pixels.detach().cpu().permute(0, 2, 3, 1).numpy())
 
 
 def _limited(pixels: Pixels, limit: int) -> Pixels:
@@ -282,7 +276,7 @@ def _draw_seed(canvas: _Canvas, image: NDArray[Any], batch: ViewBatch, row: int,
     shown = _seed_size(image)
     x, y = _MARGIN, top + _CAPTION
     canvas.caption(f"image {int(batch.index[row])}, {width} x {height}", 0, top)
-    canvas.paste(_resized(_rgb(image), *shown), 0, y)
+    canvas.paste(_resized(as_rgb(image), *shown), 0, y)
     corners = []
     for number, view in enumerate(batch.views):
         ratio = np.array([shown[0] / width, shown[1] / height] * 2)

@@ -15,6 +15,7 @@ from rich.console import Console
 from ssl_toolkit import training
 from ssl_toolkit.config import compose_config, override_of
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.reporting.report import write_report
 from tests.helpers import needs_dali, quick_overrides
 from tests.test_cli import write_photos
 
@@ -86,4 +87,6 @@ def test_other_images_train_and_say_what_is_left_out(channels: int, bits: int, t
         tmp_path / "photos", tmp_path / "runs", f"data.in_channels={channels}", f"data.bits={bits}", *statistics
     )
     assert ("saturation, hue and gray left out" in text) == (channels != 3)
-    assert (run / "backbone.safetensors").exists()
+    page = write_report(run).read_text()
+    assert "Matches by feature" in page
+    assert "What the network saw" in page
