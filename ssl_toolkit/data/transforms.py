@@ -74,7 +74,7 @@ def eval_mask(mask: NDArray[np.uint8], resize: int, size: int) -> Tensor:
 
 
 def as_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Images ``(..., C)`` of values 0 to 255 to look at, ``(..., 3)`` uint8: the first three channels, or one as gray."""
+    """Images ``(..., C)`` of values 0 to 255 to look at: ``(..., 3)`` uint8, three channels or the first as gray."""
     if pixels.dtype != np.uint8:
         pixels = np.clip(np.rint(pixels.astype(np.float32)), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1))

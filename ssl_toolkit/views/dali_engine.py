@@ -230,8 +230,8 @@ class DaliLoader(ViewLoader):
                     yield self._feed.error
                 return
             except RuntimeError:
-                if self._feed.pending and self._feed.pending[0].decoded:
-                    raise
+                if not self._feed.pending or self._feed.pending[0].decoded:
+                    raise  # not for an image: a worker that died, no memory
                 self._retry()
                 continue
             yield self._view_batch(outputs, self._feed.pending.popleft())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -200,3 +201,16 @@ def test_a_data_set_that_is_not_there_stops_at_once(load: Load, workers: int) ->
 def test_too_few_images_are_named() -> None:
     with pytest.raises(UserError, match="64 images a step asked of a data set of 20"):
         EpochBatches(20, 64, seed=0)
+
+
+class Deadly(Ramps):
+    """Ends the process that reads it."""
+
+    def image(self, index: int) -> np.ndarray:
+        os._exit(3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_worker_that_dies_ends_the_epoch_with_an_error(load: Load) -> None:
+    with pytest.raises(RuntimeError, match="worker"):
+        next(iter(load(Deadly(), workers=1)))
