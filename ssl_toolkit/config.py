@@ -114,7 +114,8 @@ def leaf_keys(config: DictConfig, prefix: str = "") -> list[str]:
 
 def override_of(key: str, value: object) -> str:
     """``key=value`` with the value quoted for Hydra's grammar, whatever a path holds."""
-    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    # backslashes are themselves in this grammar, but for those before a quote
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
     return f"{key}='{escaped}'"
 
 

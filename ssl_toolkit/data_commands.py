@@ -43,6 +43,8 @@ class PreviewConfig:
             raise ValueError(f"count must be at least 1, not {self.count}")
         if min(self.seed, self.epoch) < 0:
             raise ValueError("seed and epoch must not be negative")
+        if not self.out.endswith(".png"):
+            raise ValueError(f"out is a picture and ends in .png, not {self.out!r}")
 
 
 def data(action: str | None, arguments: Sequence[str], console: Console) -> int:
@@ -67,7 +69,8 @@ def check(arguments: Sequence[str], console: Console) -> int:
 
     paths = [text for text in arguments if "=" not in text or Path(text).exists()]
     if len(paths) != 1:
-        what = "say what to check" if not paths else f"one folder or list at a time, not {len(paths)}"
+        named = f"{len(paths)} ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''})"
+        what = "say what to check" if not paths else f"one folder or list at a time, not {named}"
         raise UserError(f"{what}: ssl-toolkit data check PATH [key=value ...]")
     composed = compose_config("data_check", [text for text in arguments if text != paths[0]])
     config: CheckConfig = typed(CheckConfig, composed, "check")
@@ -99,8 +102,11 @@ def suggestion(lists: dict[str, str], in_channels: int, bits: int, statistics: s
 
 def _path_option(key: str, path: str) -> str:
     """``data.key=path``, quoted for Hydra and the shell where it has to be."""
-    plain = re.fullmatch(r"[\w./-]+", path, flags=re.ASCII) is not None
-    return f"data.{key}={path}" if plain else shlex.quote(override_of(f"data.{key}", path))
+    if re.fullmatch(r"[\w./-]+", path, flags=re.ASCII):
+        return f"data.{key}={path}"
+    if not set("'\"\\$") & set(path):  # Hydra's other quotes: those of override_of inside the shell's are hard to read
+        return f"'data.{key}=\"{path}\"'"
+    return shlex.quote(override_of(f"data.{key}", path))
 
 
 def preview(overrides: Sequence[str], console: Console) -> int:

@@ -76,7 +76,21 @@ def test_check_of_faulty_images_has_status_one(fault: str, home: Path, capsys: p
     assert "data.val_file=photos-clean-val.txt" in out
 
 
+def test_without_images_to_train_on_no_command_is_suggested(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(home / "photos" / "val", classes=2, each=2)
+    (home / "photos/train/class0").mkdir(parents=True)
+    (home / "photos/train/class0/0.png").write_bytes(b"")
+    assert main(["data", "check", "photos", "workers=0"]) == 1
+    out = capsys.readouterr().out
+    assert "list     photos-clean-val.txt" in out
+    assert "\nnext" not in out
+
+
 def test_options_are_quoted_for_the_shell() -> None:
+    assert "'data.file=\"my photos.txt\"'" in suggestion({"": "my photos.txt"}, 3, 8, "")
+    for name in ("my photos.txt", "a,b=c{d}.txt", 'say "x".txt', "back\\slash.txt", "größe 图.txt"):
+        words = shlex.split(suggestion({"": name}, 3, 8, ""))
+        assert compose_config("pretrain", words[2:]).data.file == name
     lists = {"train": "a-train.txt", "val": "it's [mine].txt"}
     words = shlex.split(suggestion(lists, 4, 16, "data.mean=[0.5,0.25,0.1,0.1] data.std=[1,1,1,1]"))
     config = compose_config("pretrain", words[2:])
@@ -133,7 +147,7 @@ def test_mistakes_get_one_line_and_status_two(home: Path, capsys: pytest.Capture
         (["chek", "photos"], "unknown action 'chek': did you mean 'check'"),
         (["check"], "say what to check: ssl-toolkit data check PATH"),
         (["check", "workers=2"], "say what to check"),
-        (["check", "photos", "empty"], "one folder or list at a time, not 2"),
+        (["check", "photos", "empty"], "one folder or list at a time, not 2 (photos, empty)"),
         (["check", "nowhere"], "nowhere does not exist"),
         (["check", "empty"], "no images in empty"),
         (["check", "photos", "worker=1"], "did you mean 'workers'"),
@@ -143,6 +157,7 @@ def test_mistakes_get_one_line_and_status_two(home: Path, capsys: pytest.Capture
         (["preview", "data=foldr"], "did you mean 'folder'"),
         (["preview", "photos"], "'photos' is not an option"),
         (["preview", "count=0"], "count must be at least 1"),
+        (["preview", "out=sheet.jpg"], "out is a picture and ends in .png"),
         (["preview", "split=training"], "unknown split 'training'"),
         (["preview", "views.groups.0.size=4"], "size >= 8"),
         (["preview", "data=folder", "data.root=empty"], "no images in empty"),

@@ -36,6 +36,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} channels, std has {len(self.std)}")
+        if not self.mean:
+            raise ValueError("mean and std have no value: give one per channel")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, not {list(self.std)}")
         if not 0 < self.eval_size <= self.eval_resize:
@@ -111,3 +113,24 @@ class ImageDataset(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A short hash that changes when the images do (contents, or names and sizes of files)."""
+
+
+class LabelledImages(ImageDataset):
+    """Images whose labels are an array.
+
+    Attributes:
+        label_array: ``(len,)`` int64, or None where there are no labels.
+    """
+
+    label_array: NDArray[np.int64] | None = None
+
+    def label(self, index: int) -> int:
+        return int(self._known()[index])
+
+    def labels(self) -> NDArray[np.int64]:
+        return self._known().copy()
+
+    def _known(self) -> NDArray[np.int64]:
+        if self.label_array is None:
+            raise NotImplementedError(f"{type(self).__name__} has no labels here")
+        return self.label_array

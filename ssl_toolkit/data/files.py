@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_toolkit.data.base import DataConfig, Image, ImageDataset
+from ssl_toolkit.data.base import DataConfig, Image, LabelledImages
 from ssl_toolkit.data.decode import decode_image, read_bytes
 from ssl_toolkit.errors import UserError
 
@@ -24,7 +24,7 @@ class FileConfig(DataConfig):
 
     Attributes:
         mean, std: ImageNet's; with ``in_channels=1`` and nothing else said, the mean of its channels. Another number of
-            channels needs its own (``ssl-toolkit data check`` measures them).
+            channels needs its own (``ssl-toolkit data check`` measures those of files).
         in_channels: 3 for RGB, 1 for gray, any other number takes the channels as they are.
         bits: 8, or 16 to keep the precision of 16-bit files.
     """
@@ -43,11 +43,11 @@ class FileConfig(DataConfig):
         if len(self.mean) != self.in_channels:
             raise ValueError(
                 f"mean has {len(self.mean)} channels, in_channels is {self.in_channels}: give data.mean and data.std "
-                "per channel, in [0, 1] units (ssl-toolkit data check measures them)"
+                "per channel, in [0, 1] units (ssl-toolkit data check measures those of files)"
             )
 
 
-class FileDataset(ImageDataset):
+class FileDataset(LabelledImages):
     """Images in files, one each.
 
     A subclass calls this with what it found.
@@ -74,9 +74,9 @@ class FileDataset(ImageDataset):
         # One packed array: a list of a million strings would be copied into every worker as it is touched.
         self._files = np.array([os.fsencode(name) for name in files])
         self.classes = classes
-        self._labels = None if classes is None else np.asarray(labels, dtype=np.int64)
-        if self._labels is not None and self._labels.shape != (len(self._files),):
-            raise ValueError(f"{len(self._files)} files with labels of shape {self._labels.shape}")
+        self.label_array = None if classes is None else np.asarray(labels, dtype=np.int64)
+        if self.label_array is not None and self.label_array.shape != (len(self._files),):
+            raise ValueError(f"{len(self._files)} files with labels of shape {self.label_array.shape}")
         self.in_channels = in_channels
         self.bits = bits
 
@@ -97,17 +97,6 @@ class FileDataset(ImageDataset):
 
     def encoded(self, index: int) -> NDArray[np.uint8] | None:
         return read_bytes(self.path(index)) if self.in_channels == 3 and self.bits == 8 else None
-
-    def label(self, index: int) -> int:
-        return int(self._known()[index])
-
-    def labels(self) -> NDArray[np.int64]:
-        return self._known().copy()
-
-    def _known(self) -> NDArray[np.int64]:
-        if self._labels is None:
-            raise NotImplementedError(f"{self.folder} has no labels")
-        return self._labels
 
     def fingerprint(self) -> str:
         """A hash of the relative paths and sizes of the files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from ssl_toolkit.data.decode import ARRAY_SUFFIX, SUFFIXES
 from ssl_toolkit.errors import UserError, nearest
 
 LABEL_MODES = ("auto", "none", "folders")
+
+_OTHER_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+"""Of split folders, as others call them, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def find_images(folder: Path, skip: Path | None = None) -> list[str]:
     found, arrays = [], []
     for where, folders, names in os.walk(folder, onerror=stop, followlinks=True):
         here = Path(where)
-        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(here / name)]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(here / name, folder)]
         if skip is not None:
             folders[:] = [name for name in folders if (here / name).resolve() != skip]
         prefix = "" if here == folder else here.relative_to(folder).as_posix() + "/"
@@ -56,8 +59,16 @@ def find_images(folder: Path, skip: Path | None = None) -> list[str]:
     return sorted(found or arrays)
 
 
-def _leads_back(folder: Path) -> bool:
-    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+def _leads_back(folder: Path, top: Path) -> bool:
+    """Whether ``folder``, found below ``top``, is a link to a folder that leads to it, itself through links perhaps."""
+    if not folder.is_symlink():
+        return False
+    target, way = folder.resolve(), folder.parent
+    while not way.resolve().is_relative_to(target):
+        if way == top:
+            return False
+        way = way.parent
+    return True
 
 
 def split_folders(root: Path, skip: Path | None = None) -> list[str]:
@@ -66,10 +77,33 @@ def split_folders(root: Path, skip: Path | None = None) -> list[str]:
     They are where at least two of them exist or nothing else does: a lone ``train/`` between ``bus/`` and
     ``car/`` is a class.
     """
-    entries = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    folders = {entry.name for entry in entries if entry.resolve() != skip}
+    folders = set(_folders(root, skip))
     splits = [name for name in SPLITS if name in folders]
     return splits if len(splits) >= 2 or folders == set(splits) else []
+
+
+def _folders(root: Path, skip: Path | None) -> list[str]:
+    """Names of the folders in ``root``, sorted, but for hidden ones and ``skip``."""
+    with os.scandir(root) as entries:  # looks no file up
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return [name for name in names if (root / name).resolve() != skip]
+
+
+def _misnamed(root: Path, skip: Path | None) -> dict[str, str]:
+    """Folders of ``root`` that seem to be splits by another name (``Train``, ``valid``), with the right name.
+
+    There are none where a single folder looks like a split: it is a class.
+    """
+    right = {name: _OTHER_NAMES.get(name.lower(), name.lower()) for name in _folders(root, skip)}
+    right = {name: split for name, split in right.items() if split in SPLITS}
+    return {name: split for name, split in right.items() if name != split} if len(right) >= 2 else {}
+
+
+def check_apart(train: Path, other: Path) -> None:
+    """Raise a UserError if the folders ``train`` and ``other`` are one, or one holds the other."""
+    one, two = train.resolve(), other.resolve()
+    if two.is_relative_to(one) or one.is_relative_to(two):
+        raise UserError(f"{other} and {train} hold the same images: evaluation needs others")
 
 
 def held_out(files: Sequence[str], share: float) -> set[str]:
@@ -117,7 +151,7 @@ class Layout:
         skip: a folder inside ``root`` that holds no images (the masks).
 
     Raises:
-        UserError: no such folder, or the training folder overlaps another split's.
+        UserError: no such folder, the training folder overlaps another split's, or splits go by other names.
     """
 
     def __init__(self, root: Path, labels: str, val_fraction: float, skip: Path | None = None) -> None:
@@ -128,16 +162,16 @@ class Layout:
         self.skip = skip.resolve() if skip is not None else None
         try:
             self.splits = split_folders(root, self.skip)
+            misnamed = _misnamed(root, self.skip)
         except OSError as error:
             raise UserError(f"cannot read data.root={root}: {error.strerror}") from error
-        for other, folder in self._others():
-            train = (root / "train").resolve()
-            if folder.is_relative_to(train) or train.is_relative_to(folder):
-                raise UserError(f"{root / other} and {root / 'train'} hold the same images: evaluation needs others")
-
-    def _others(self) -> Iterator[tuple[str, Path]]:
+        if misnamed and (self.splits or labels != "folders"):
+            name, split = next(iter(misnamed.items()))
+            hint = "" if self.splits else ", or take the folders for classes with data.labels=folders"
+            raise UserError(f"{root / name} looks like a split, which are train, val, test: rename it to {split}{hint}")
         if "train" in self.splits:
-            yield from ((name, (self.root / name).resolve()) for name in self.splits if name != "train")
+            for other in set(self.splits) - {"train"}:
+                check_apart(root / "train", root / other)
 
     def part(self, split: str) -> Part:
         """The files and classes of ``split``.

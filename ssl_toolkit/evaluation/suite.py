@@ -126,7 +126,7 @@ def evaluate_on(
 ) -> list[Result]:
     """`evaluate` on data sets that are already built, one for each of `SPLITS`."""
     chosen = _protocols(protocols, options)
-    _check_data(chosen, datasets["train"])
+    _check_data(chosen, datasets)
     preparation = _preparation(source, datasets["train"], options)
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
@@ -199,14 +199,16 @@ def _protocols(names: Sequence[str], options: EvalConfig) -> dict[str, Protocol]
     return {name: PROTOCOLS.entry(name).factory(getattr(options, name)) for name in names}
 
 
-def _check_data(protocols: Mapping[str, Protocol], dataset: ImageDataset) -> None:
-    has = {"labels": dataset.classes is not None, "masks": dataset.mask_classes is not None}
-    for name, protocol in protocols.items():
-        for need in protocol.needs:
-            if not has[need]:
-                able = [n for n in protocols if all(has[x] for x in protocols[n].needs)]
-                hint = f"leave it out ({','.join(able)})" if able else "use data that has them"
-                raise UserError(f"{name} needs {need}: data set {dataset.name} has none; {hint}")
+def _check_data(protocols: Mapping[str, Protocol], datasets: Mapping[str, ImageDataset]) -> None:
+    for split, dataset in datasets.items():
+        has = {"labels": dataset.classes is not None, "masks": dataset.mask_classes is not None}
+        for name, protocol in protocols.items():
+            for need in protocol.needs:
+                if not has[need]:
+                    able = [n for n in protocols if all(has[x] for x in protocols[n].needs)]
+                    hint = f"leave it out ({','.join(able)})" if able else "use data that has them"
+                    where = "" if split == "train" else f" in its {split} split"
+                    raise UserError(f"{name} needs {need}: data set {dataset.name} has none{where}; {hint}")
 
 
 def _preparation(source: Source, dataset: ImageDataset, options: EvalConfig) -> Preparation:

@@ -153,7 +153,8 @@ class UnreadableFile:
         self._known = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
 
     def __call__(self, message: str) -> None:
-        """Take up one line."""
+        """Take up one line; of a name that is not UTF-8 what can be written."""
+        message = message.encode("utf-8", "backslashreplace").decode()
         self.console.print(f"skipped: {message}", highlight=False, markup=False, soft_wrap=True)
         if message not in self._known:
             self._known.add(message)

@@ -17,18 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_toolkit.data.probe import probe_image
+from ssl_toolkit.data.probe import jpeg_header
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.views.batch import View, ViewBatch
 from ssl_toolkit.views.dali_graph import flatten, view_pipeline
-from ssl_toolkit.views.loader import EpochBatches, ViewLoader, worker_loader
-from ssl_toolkit.views.reading import Images, Unreadable, read_or_replace
+from ssl_toolkit.views.loader import EpochBatches, ViewLoader, epoch_of, stop_workers, worker_loader
+from ssl_toolkit.views.reading import Images, Unreadable, read_or_replace, read_pixels
 from ssl_toolkit.views.settings import random_numbers, settings_of
 from ssl_toolkit.views.spec import ViewsConfig
 
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _NO_FILE = np.zeros(1, np.uint8)
 _NO_PIXELS = np.zeros((1, 1, 1), np.uint8)
+_NO_TURN = (0, 0, 0, 0)
+_TURNS = [(1, o > 4, o in (3, 4, 7, 8), o in (2, 3, 6, 7)) for o in range(9)]
+"""By EXIF orientation, what `view_pipeline` is told of a file."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class SourceBatch:
     Attributes:
         keys: the ``(epoch, index)`` it was made for.
         data: ``(n,)`` uint8, files and pixels one after the other: few tensors cross between processes quickly.
-        shapes: ``(N, 3)`` int64, height, width and channels of pixels; for a file its length, 0, 0.
+        shapes: ``(N, 3)`` int64, height, width and channels of pixels; for a file its length, its EXIF orientation, 0.
         numbers: ``(V, N, K)`` float32, see `flatten`.
         boxes, flips: ``(V, N, 4)`` float32 and ``(V, N)`` bool.
         image_size, index, label, unreadable: as in `ViewBatch`.
@@ -59,15 +62,16 @@ class SourceBatch:
 
     def inputs(self, files_too: bool) -> list[Any]:
         """The inputs of `view_pipeline`, with ``files_too`` those that DALI decodes."""
-        is_file = self.shapes[:, 2].numpy() == 0
-        data, files, pixels, start = self.data.numpy(), [], [], 0
-        for (height, width, channels), file in zip(self.shapes.tolist(), is_file):
+        data, files, pixels, turns, start = self.data.numpy(), [], [], [], 0
+        for height, width, channels in self.shapes.tolist():
+            file = channels == 0
             end = start + (height if file else height * width * channels)
             part = data[start:end]
             files.append(part if file else _NO_FILE)
             pixels.append(_NO_PIXELS if file else part.reshape(height, width, channels))
+            turns.append(_TURNS[width] if file else _NO_TURN)
             start = end
-        return [pixels, *self.numbers.numpy(), *([files, is_file] if files_too else [])]
+        return [pixels, *self.numbers.numpy(), *([files, np.array(turns, np.int32)] if files_too else [])]
 
 
 class SourceDataset(torch.utils.data.Dataset[SourceBatch]):
@@ -131,40 +135,52 @@ class SourceDataset(torch.utils.data.Dataset[SourceBatch]):
         if raw is None or raw[:3].tobytes() != _JPEG_START or raw[-2:].tobytes() != _JPEG_END:
             return self._pixels(index)
         try:
-            info = probe_image(raw, "")
-        except UserError:
+            info, orientation = jpeg_header(raw)
+        except Exception:  # on damaged files parsers raise whatever they stumble over
             return self._pixels(index)  # names the image
-        return (raw, (len(raw), 0, 0), (info.height, info.width)) if info.channels in (1, 3) else self._pixels(index)
+        if info.channels not in (1, 3):
+            return self._pixels(index)
+        size = (info.height, info.width) if orientation < 5 else (info.width, info.height)
+        return raw, (len(raw), orientation, 0), size
 
     def _pixels(self, index: int) -> tuple[NDArray[np.uint8], tuple[int, int, int], tuple[int, int]]:
-        image = self.images.image(index)
+        image = read_pixels(self.images, index, "uint8")
         height, width, channels = image.shape
-        if channels != self.images.in_channels or image.dtype != np.uint8:
-            expected = self.images.in_channels
-            raise UserError(f"image {index} has {channels} channels of {image.dtype}, not {expected} of uint8")
         return image.reshape(-1), (height, width, channels), (height, width)
 
 
 class _Feed:
-    """Hands batches to the pipeline and remembers what the pipeline has not given back yet."""
+    """Hands batches to the pipeline and remembers what the pipeline has not given back yet.
+
+    Attributes:
+        pending: batches that the pipeline holds, the next one first.
+        error: in place of the batch after those. It never goes through DALI, which has errors of the same types.
+        ended: whether the pipeline was told that no batch follows.
+    """
 
     def __init__(self, files_too: bool) -> None:
         self.files_too = files_too
-        self.incoming: Iterator[SourceBatch | UserError] = iter(())
-        self.pending: deque[SourceBatch] = deque()
-        self.error: UserError | None = None
+        self.start(())
 
     def start(self, batches: Iterable[SourceBatch | UserError]) -> None:
-        self.incoming, self.error = iter(batches), None
-        self.pending.clear()
+        self.incoming = iter(batches)
+        self.pending: deque[SourceBatch] = deque()
+        self.error: Exception | None = None
+        self.ended = False
 
     def __call__(self) -> list[Any]:
-        batch = next(self.incoming)  # its end is the end of the epoch for DALI too
-        if isinstance(batch, UserError):
-            self.error = batch
-            raise StopIteration
+        batch = self._next()
+        if not isinstance(batch, SourceBatch):
+            self.ended, self.error = True, batch
+            raise StopIteration  # the end of the epoch for DALI
         self.pending.append(batch)
         return batch.inputs(self.files_too)
+
+    def _next(self) -> SourceBatch | Exception | None:
+        try:
+            return next(self.incoming, None)
+        except Exception as error:  # a worker's, or that one was killed
+            return error
 
 
 class DaliLoader(ViewLoader):
@@ -217,24 +233,32 @@ class DaliLoader(ViewLoader):
     def _batches(self) -> Iterator[ViewBatch | UserError]:
         if self._loader is None:
             raise RuntimeError("this loader is closed")
+        incoming = epoch_of(self._loader)  # workers start before a pipeline does: a fork would copy its locks
         # A pipeline that was left in the middle of an epoch holds batches of it: begin with a new one.
-        if self._pipeline is None or self._feed.pending:
+        if self._feed.pending or not self._feed.ended:
+            self._pipeline = None
+        self._feed.start(incoming)
+        if self._pipeline is None:
             self._pipeline = self._build()
-        self._feed.start(self._loader)
+        else:
+            self._pipeline.reset()  # here, since who takes no more than an epoch has never stops it at its end
         while True:
             try:
                 outputs = self._run()
             except StopIteration:
-                self._pipeline.reset()
-                if self._feed.error is not None:
-                    yield self._feed.error
-                return
-            except RuntimeError:
-                if not self._feed.pending or self._feed.pending[0].decoded:
-                    raise  # not for an image: a worker that died, no memory
+                break
+            except Exception:
+                if all(batch.decoded for batch in self._feed.pending):
+                    raise
+                outputs = None  # goes on below, where the error no longer keeps the pipeline alive
+            if outputs is None:
                 self._retry()
-                continue
-            yield self._view_batch(outputs, self._feed.pending.popleft())
+            else:
+                yield self._view_batch(outputs, self._feed.pending.popleft())
+        if isinstance(self._feed.error, UserError):
+            yield self._feed.error
+        elif self._feed.error is not None:
+            raise self._feed.error
 
     def _run(self) -> Any:
         return self._pipeline.run(torch.cuda.current_stream(self.device)) if self._on_gpu() else self._pipeline.run()
@@ -243,10 +267,12 @@ class DaliLoader(ViewLoader):
         return self.device.type == "cuda"
 
     def _retry(self) -> None:
-        held, rest, error = list(self._feed.pending), self._feed.incoming, self._feed.error
+        feed = self._feed
+        decoded = (self._source.batch(batch.keys, decode=True) for batch in list(feed.pending))
+        rest: Iterable[Any] = feed.incoming if not feed.ended else () if feed.error is None else (feed.error,)
+        self._pipeline = None  # first: two would need twice the memory
+        feed.start(chain(decoded, rest))
         self._pipeline = self._build()
-        self._feed.start(chain((self._source.batch(batch.keys, decode=True) for batch in held), rest))
-        self._feed.error = error
 
     def _view_batch(self, outputs: Any, source: SourceBatch) -> ViewBatch:
         images = [self._to_torch(output.as_tensor()).permute(0, 3, 1, 2) for output in outputs]
@@ -264,5 +290,6 @@ class DaliLoader(ViewLoader):
         return result
 
     def _release(self) -> None:
-        self._feed.start(())  # lets go of the workers
+        stop_workers(self._loader)
+        self._feed.start(())
         self._loader = self._pipeline = None

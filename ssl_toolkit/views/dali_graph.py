@@ -141,13 +141,27 @@ def _view(image: Any, numbers: Any, group: ViewGroup, channels: int) -> Any:
     return view
 
 
+def _decoded(encoded: Any, file: Any, device: str) -> Any:
+    # Turned here, as the boxes were drawn: DALI reads orientations otherwise, and of two in a file it takes one for the
+    # size and another for the pixels, which overruns its buffer (2.4).
+    where = "mixed" if device == "gpu" else "cpu"
+    image = fn.decoders.image(encoded, device=where, output_type=types.RGB, adjust_orientation=False)
+    if file[1] > 0:
+        image = fn.transpose(image, perm=[1, 0, 2], output_layout="HWC")
+    if file[2] + file[3] > 0:
+        image = fn.flip(image, vertical=file[2], horizontal=file[3])
+    return image
+
+
 @pipeline_def(enable_conditionals=True, exec_dynamic=True)
 def view_pipeline(source: Any, config: ViewsConfig, channels: int, device: str) -> Any:
     """Views ``(B, S, S, C)`` uint8, one output each.
 
     Args:
         source: called for each batch, gives lists of: pixels, numbers (see `flatten`) for each view and, with 3
-            channels, the bytes of files and whether a sample comes as one. What it does not come as may be a dummy.
+            channels, the bytes of JPEG files and four numbers: whether a sample comes as a file, and, once decoded,
+            whether rows and columns change places and whether it is mirrored up-down and left-right to stand upright.
+            What a sample does not come as may be a dummy.
         config: the recipe.
         channels: of every image.
         device: ``cpu`` or ``gpu``.
@@ -155,12 +169,12 @@ def view_pipeline(source: Any, config: ViewsConfig, channels: int, device: str) 
     positions = config.positions()
     given = [(types.UINT8, 3, "HWC"), *((types.FLOAT, 1, "") for _ in positions)]
     if channels == 3:
-        given += [(types.UINT8, 1, ""), (types.BOOL, 0, "")]
+        given += [(types.UINT8, 1, ""), (types.INT32, 1, "")]
     kinds, ndims, layouts = (list(values) for values in zip(*given))
     data = fn.external_source(source, num_outputs=len(given), dtype=kinds, ndim=ndims, layout=layouts)
     image, numbers = data[0].gpu() if device == "gpu" else data[0], data[1 : 1 + len(positions)]
     if channels == 3:
-        encoded, is_file = data[-2], data[-1]
-        if is_file:
-            image = fn.decoders.image(encoded, device="mixed" if device == "gpu" else "cpu", output_type=types.RGB)
+        encoded, file = data[-2], data[-1]
+        if file[0] > 0:
+            image = _decoded(encoded, file, device)
     return tuple(_view(image, drawn, group, channels) for drawn, (group, _) in zip(numbers, positions))

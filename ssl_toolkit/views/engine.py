@@ -11,6 +11,7 @@ import torch
 
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.views.loader import EpochBatches, TorchLoader, ViewLoader
+from ssl_toolkit.views.photometric import MOST_CHANNELS
 from ssl_toolkit.views.reading import Images, Unreadable
 from ssl_toolkit.views.spec import ViewsConfig
 
@@ -55,8 +56,11 @@ def choose_engine(wanted: str, device: torch.device, images: Images) -> Engine:
 
 def _obstacle(images: Images) -> str:
     """Why DALI cannot make views of ``images``; empty if it can."""
-    if getattr(images, "bits", 8) != 8:
+    # Some data sets keep the option in their config alone.
+    if max(getattr(source, "bits", 8) for source in (images, getattr(images, "config", None))) > 8:
         return "DALI's graph takes images of 8 bits, these have 16"
+    if images.in_channels > MOST_CHANNELS:
+        return f"DALI takes images of at most {MOST_CHANNELS} channels, these have {images.in_channels}"
     if platform.system() != "Linux":
         return f"DALI runs on Linux, this is {platform.system()}"
     try:

@@ -43,9 +43,9 @@ def random_window(
                 int(uniform[2 * ATTEMPTS] * (height - h + 1)), int(uniform[2 * ATTEMPTS + 1] * (width - w + 1)), h, w
             )
     if width < ratio[0] * height:
-        w, h = width, min(height, round(width / ratio[0]))
+        w, h = width, max(1, round(width / ratio[0]))
     elif width > ratio[1] * height:
-        w, h = min(width, round(height * ratio[1])), height
+        w, h = max(1, round(height * ratio[1])), height
     else:
         w, h = width, height
     return Window((height - h) // 2, (width - w) // 2, h, w)

@@ -19,6 +19,9 @@ _LUMA = np.array([[0.299, 0.587, 0.114]], dtype=np.float32).repeat(3, axis=0)
 _DOWN = 0.4999
 """Subtracted before OpenCV rounds, so that a value is cut off to the whole number below, as in PIL."""
 
+MOST_CHANNELS = 128
+"""That OpenCV 5 takes for channels; with more it sees another dimension."""
+
 
 def _is_bytes(image: Pixels) -> bool:
     return image.dtype == np.uint8
@@ -93,8 +96,18 @@ def grayscale(image: Pixels) -> Pixels:
     return cv2.cvtColor(luma(image), cv2.COLOR_GRAY2RGB)
 
 
+def mirror(image: Pixels) -> Pixels:
+    """Left to right."""
+    if image.shape[-1] > MOST_CHANNELS:
+        return np.ascontiguousarray(image[:, ::-1])
+    return cv2.flip(image, 1).reshape(image.shape)
+
+
 def gaussian_blur(image: Pixels, sigma: float) -> Pixels:
     """Gaussian blur with standard deviation ``sigma`` in pixels, edges reflected."""
+    if image.shape[-1] > MOST_CHANNELS:
+        parts = np.split(image, range(MOST_CHANNELS, image.shape[-1], MOST_CHANNELS), axis=-1)
+        return np.concatenate([gaussian_blur(np.ascontiguousarray(part), sigma) for part in parts], axis=-1)
     kernel = cv2.getGaussianKernel(blur_side(sigma), sigma, cv2.CV_32F)
     # Twice as fast as cv2.GaussianBlur, which computes bytes in fixed point, and closer to the Gaussian.
     return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101).reshape(image.shape)

@@ -38,6 +38,16 @@ class Images(Protocol):
         ...
 
 
+def read_pixels(images: Images, index: int, *types: str) -> Pixels:
+    """Image ``index``; a `UserError` too where its channels are not those of the data set or its type is another."""
+    image = images.image(index)
+    channels = image.shape[2]
+    if channels != images.in_channels or image.dtype.name not in types:
+        wanted = f"{images.in_channels} of {' or '.join(types)}"
+        raise UserError(f"image {index} has {channels} channels of {image.dtype}, not {wanted}")
+    return image
+
+
 def replacement(seed: int, epoch: int, index: int, attempt: int, length: int) -> int:
     """The image taken in place of ``index`` at the given attempt: random, and the same in any process."""
     generator = np.random.Generator(np.random.Philox(key=seed, counter=[attempt, index, epoch, 1]))

@@ -17,7 +17,7 @@ from ssl_toolkit.errors import UserError
 from ssl_toolkit.views import photometric as ops
 from ssl_toolkit.views.batch import View, ViewBatch
 from ssl_toolkit.views.geometry import Window
-from ssl_toolkit.views.reading import Images, read_or_replace
+from ssl_toolkit.views.reading import Images, read_or_replace, read_pixels
 from ssl_toolkit.views.settings import Settings, random_numbers, settings_of
 from ssl_toolkit.views.spec import ViewsConfig
 
@@ -88,7 +88,7 @@ class ViewDataset(torch.utils.data.Dataset[ViewBatch]):
         indices: list[int] = []
         unreadable: list[str] = []
         for row, key in enumerate(keys):
-            image, index = read_or_replace(self.images.image, key, self.seed, len(self.images), unreadable)
+            image, index = read_or_replace(self._image, key, self.seed, len(self.images), unreadable)
             tensor = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
             pixels = pixels or [self._empty(count, group.size, tensor) for group, _ in self.positions]
             indices.append(index)
@@ -107,6 +107,9 @@ class ViewDataset(torch.utils.data.Dataset[ViewBatch]):
             tuple(unreadable),
         )
 
+    def _image(self, index: int) -> ops.Pixels:
+        return read_pixels(self.images, index, "uint8", "float32")
+
     @staticmethod
     def _empty(count: int, size: int, image: Tensor) -> Tensor:
         return torch.empty((count, size, size, image.shape[1]), dtype=image.dtype).permute(0, 3, 1, 2)
@@ -120,7 +123,7 @@ class ViewDataset(torch.utils.data.Dataset[ViewBatch]):
     def _view(self, image: Tensor, view: int, settings: Settings, out: Tensor) -> None:
         resized_crop(image, settings.window, self.positions[view][0].interpolation, out)
         pixels = out[0].permute(1, 2, 0).numpy()
-        flipped = cv2.flip(pixels, 1).reshape(pixels.shape) if settings.flip else pixels
+        flipped = ops.mirror(pixels) if settings.flip else pixels
         done = photometric(flipped, settings)
         if done is not pixels:
             pixels[:] = done

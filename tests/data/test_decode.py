@@ -180,5 +180,10 @@ def test_colour_masks_and_damaged_masks(put):
         read_mask(put(encoded(NOISE, "png")))
     with pytest.raises(UserError, match="cannot decode"):
         read_mask(put(encoded(NOISE, "png")[:200]))
+    deep = np.full((4, 4), 257, dtype=np.uint16)  # modulo 256 it would pass for class 1
+    stream = io.BytesIO()
+    PIL.Image.fromarray(deep).save(stream, "PNG")
+    with pytest.raises(UserError, match="8-bit gray or palette"):
+        read_mask(put(stream.getvalue()))
     with pytest.raises(UserError, match="cannot decode"):
         upright_size(put(b"text"))

@@ -178,6 +178,13 @@ def test_data_without_what_a_protocol_needs(protocols: list[str], missing: str, 
     assert sum(split.reads for split in data.values()) == 0
 
 
+def test_labels_that_one_split_lacks() -> None:
+    data = datasets()
+    data["val"].classes = None
+    with pytest.raises(UserError, match="knn needs labels: data set arrays has none in its val split"):
+        evaluate_on(["knn"], colours(), data, QUICK)
+
+
 def test_masks_without_labels_are_enough_for_segmentation() -> None:
     data = {split: colour_blocks(count, split, labels=False) for split, count in SPLITS.items()}
     (result,) = evaluate_on(["segmentation"], colours(), data, QUICK)

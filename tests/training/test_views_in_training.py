@@ -10,14 +10,20 @@ import cv2
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from rich.console import Console
 
 from ssl_toolkit import training
 from ssl_toolkit.config import compose_config, override_of
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.reporting.report import write_report
+from ssl_toolkit.training.callbacks import UnreadableFile
+from ssl_toolkit.training.examples import save_view_examples
+from ssl_toolkit.views import ViewGroup, view_loader
+from ssl_toolkit.views.sheet import draw_sheet
 from tests.helpers import needs_dali, quick_overrides
 from tests.test_cli import write_photos
+from tests.views.helpers import Photos, views
 
 SMALL = ["views.groups.0.size=32", "data.eval_resize=32", "data.eval_size=32"]
 
@@ -45,6 +51,17 @@ def test_the_sheet_and_the_engine_are_shown(tmp_path: Path) -> None:
     assert not (run / "unreadable.txt").exists()
 
 
+def test_the_sheet_shows_the_views_of_the_first_step(tmp_path: Path) -> None:
+    images: Any = Photos(12)
+    config = views(ViewGroup(size=32))
+    save_view_examples(tmp_path / "views.png", images, config, seed=3, batch_size=6, count=4)
+    loader = view_loader("torch", images, config, seed=3, batch_size=6, workers=0, device=torch.device("cpu"))
+    first = next(iter(loader))
+    pixels = [images.image(index) for index in first.index.tolist()]
+    expected = draw_sheet(pixels, first, 4, [config.groups[0].describe()])
+    assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / "views.png")), expected)
+
+
 @pytest.mark.parametrize("engine", ["torch", pytest.param("dali", marks=needs_dali)])
 def test_unreadable_images_are_skipped_and_named(engine: str, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
@@ -62,6 +79,13 @@ def test_unreadable_images_are_skipped_and_named(engine: str, tmp_path: Path) ->
         run_on(photos, tmp_path / "runs", *options, "trainer.max_unreadable=0.01", "name=strict")
 
 
+def test_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:
+    line = "cannot decode photos/\udcff.jpg (cut short): remove or replace it"
+    for _ in range(2):  # a resumed run knows what it wrote
+        UnreadableFile(tmp_path / "unreadable.txt", Console(quiet=True))(line)
+    assert (tmp_path / "unreadable.txt").read_text() == line.replace("\udcff", "\\udcff") + "\n"
+
+
 @needs_dali
 def test_both_engines_train_on_the_same_boxes(tmp_path: Path) -> None:
     rows: list[list[dict[str, Any]]] = []
@@ -73,6 +97,7 @@ def test_both_engines_train_on_the_same_boxes(tmp_path: Path) -> None:
     for ours, theirs in zip(*rows):
         assert ours["match_location_pixels"] == theirs["match_location_pixels"]
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=0.02)
+    assert [row["loss"] for row in rows[0]] != [row["loss"] for row in rows[1]]  # two engines, not one twice
 
 
 @pytest.mark.parametrize(("channels", "bits"), [(1, 8), (1, 16), (3, 16), (4, 8)])

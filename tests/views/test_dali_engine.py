@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,15 @@ import PIL.Image
 import pytest
 import torch
 
+from ssl_toolkit.data import build_dataset
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.views import ViewBatch, ViewGroup, ViewsConfig, choose_engine, view_loader
 from ssl_toolkit.views.geometry import DRAWS, random_window
 from tests.views.helpers import PLAIN, Photos, Ramps, jpeg, views
 
 pytest.importorskip("nvidia.dali")
+from ssl_toolkit.views.dali_engine import SourceDataset  # imports DALI
+
 CPU = torch.device("cpu")
 
 OPERATIONS: dict[str, tuple[dict[str, Any], float, int]] = {
@@ -147,6 +152,49 @@ def test_turned_gray_and_cmyk_files_are_read_as_the_torch_engine_reads_them() ->
     assert gap[:, :, 4:-4, 4:-4].max() <= 4
 
 
+def test_only_whole_jpegs_of_common_kinds_are_left_to_dali() -> None:
+    # Its decoders fill what is missing with gray on some devices, and read CMYK in their own way.
+    class Kinds(Photos):
+        def __init__(self) -> None:
+            super().__init__(4)
+            photo = PIL.Image.fromarray(self.image(1))
+            self.files[1:] = [jpeg(photo.convert("L")), jpeg(photo.convert("CMYK")), self.files[3][:-2]]
+
+        def image(self, index: int) -> np.ndarray:
+            return super().image(index) if index < 3 else self.image(0)
+
+    batch = SourceDataset(Kinds(), views(ViewGroup(size=16)), 0).batch([(0, i) for i in range(4)])
+    assert (batch.shapes[:, 2] == 0).tolist() == [True, True, False, False]
+
+
+def oriented(photo: np.ndarray, *orientations: int) -> np.ndarray:
+    """A JPEG with a block of EXIF data for each orientation."""
+    raw = jpeg(photo).tobytes()
+    blocks = []
+    for orientation in orientations:
+        entry = struct.pack("<HHHII", 1, 0x0112, 3, 1, orientation)
+        exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + entry + bytes(4)
+        blocks.append(b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif)
+    return np.frombuffer(b"".join([raw[:2], *blocks, raw[2:]]), np.uint8).copy()
+
+
+def test_every_orientation_is_turned_as_the_torch_engine_turns_it() -> None:
+    class Turned(Photos):
+        def __init__(self) -> None:
+            super().__init__(12)
+            photo = self.image(3)
+            turns = [(), *((o,) for o in range(1, 9)), (6, 3), (1, 6), (9,)]  # of two DALI 2.4 would overrun a buffer
+            self.files = [oriented(photo, *orientations) for orientations in turns]
+
+    config = views(ViewGroup(size=48, scale=[0.3, 1.0], **PLAIN))
+    (ours,), (theirs,) = (_batches(engine, Turned(), config, 12) for engine in ("dali", "torch"))
+    assert torch.equal(ours.image_size, theirs.image_size)
+    assert len({tuple(size) for size in ours.image_size.tolist()}) == 2
+    for a, b in zip(ours.views, theirs.views):
+        assert torch.equal(a.box, b.box)
+        assert (a.image.int() - b.image.int()).abs()[:, :, 4:-4, 4:-4].max() <= 4
+
+
 def test_windows_are_distributed_as_those_of_dalis_generator() -> None:
     from nvidia.dali import fn, pipeline_def, types
 
@@ -198,6 +246,23 @@ def test_what_dali_cannot_do_is_refused_or_left_to_torch(monkeypatch: pytest.Mon
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     with pytest.raises(UserError, match="runs on Linux, this is Darwin"):
         choose_engine("dali", CPU, Ramps())
+
+
+def test_sixteen_bits_are_seen_in_every_data_set(tmp_path: Path) -> None:
+    np.save(tmp_path / "deep.npy", np.zeros((4, 8, 8, 3), np.uint16))
+    options = {"name": "arrays", "images": str(tmp_path / "deep.npy"), "val_fraction": 0.0, "bits": 16}
+    with pytest.raises(UserError, match="DALI's graph takes images of 8 bits"):
+        choose_engine("dali", CPU, build_dataset(options, "train"))
+    options["bits"] = 8
+    assert choose_engine("dali", CPU, build_dataset(options, "train")).name == "dali"
+
+
+def test_more_channels_than_dali_takes_are_left_to_torch() -> None:
+    class Spectra(Ramps):
+        in_channels = 200
+
+    with pytest.raises(UserError, match="at most 128 channels, these have 200"):
+        choose_engine("dali", CPU, Spectra())
 
 
 def test_an_error_that_is_not_of_an_image_is_not_retried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,12 +24,13 @@ def test_windows_are_distributed_as_torchvisions() -> None:
         assert gap.max() < 0.044  # Kolmogorov-Smirnov at about one in a thousand
 
 
+@pytest.mark.parametrize("ratio", [[3.0, 4.0], [0.2, 0.3]])
+def test_a_window_has_at_least_a_pixel(ratio: list[float]) -> None:
+    assert random_window([0.5] * DRAWS, 1, 1, [1.0, 1.0], ratio) == (0, 0, 1, 1)
+
+
 @pytest.mark.parametrize(("height", "width"), [(10, 400), (400, 10), (50, 50)])
 def test_a_window_that_never_fits_falls_back_to_the_centre(height: int, width: int) -> None:
-    window = random_window(np.random.default_rng(0).random(DRAWS), height, width, [1.0, 1.0], [0.9, 1.1])
-    assert window.top >= 0
-    assert window.top + window.height <= height
-    assert window.left >= 0
-    assert window.left + window.width <= width
-    assert window.height >= 1
-    assert window.width >= 1
+    scale, ratio = [1.0, 1.0], [1.1, 1.2]
+    window = random_window(np.random.default_rng(0).random(DRAWS), height, width, scale, ratio)
+    assert window == RandomResizedCrop.get_params(torch.zeros(3, height, width), scale, ratio)

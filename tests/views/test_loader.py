@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.views import EpochBatches, ViewBatch, ViewDataset, ViewGroup, ViewLoader, view_loader
+from ssl_toolkit.views.reading import Unreadable, read_or_replace
 from tests.helpers import needs_dali
 from tests.views.helpers import Photos, Ramps, views
 
@@ -104,6 +108,15 @@ def test_every_epoch_is_complete_and_reshuffled(load: Load) -> None:
     assert orders[0] != orders[1] != orders[2]
 
 
+def test_taking_no_more_than_an_epoch_has_leaves_none_out(load: Load) -> None:
+    # Lightning counts batches, and never asks for the one after the last.
+    step = 0
+    loader = load(position=lambda: step)
+    for _ in range(3):
+        assert sorted(indices(itertools.islice(loader, len(loader)))) == list(range(20))
+        step += len(loader)
+
+
 def test_ranks_get_equal_batches_of_disjoint_images(load: Load) -> None:
     ranks = [indices(load(rank=rank, world=2, batch_size=3)) for rank in range(2)]
     assert [len(seen) for seen in ranks] == [9, 9]
@@ -140,6 +153,23 @@ def test_closing_stops_the_workers_at_once(load: Load, engine: str) -> None:
         next(batches)
     with pytest.raises(RuntimeError, match="closed"):
         next(iter(loader))
+
+
+class Failing(Ramps):
+    """Read by a library that fails."""
+
+    def image(self, index: int) -> np.ndarray:
+        raise RuntimeError("the disk is on fire")
+
+
+def test_closing_stops_the_workers_of_an_epoch_that_failed(load: Load) -> None:
+    loader = load(Failing(), workers=1)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(RuntimeError, match="the disk is on fire") as error:
+        next(iter(loader))
+    loader.close()
+    assert error.tb is not None  # which holds on to the workers
+    assert not set(multiprocessing.active_children()) - before
 
 
 class Damaged(Photos):
@@ -187,20 +217,135 @@ def test_more_unreadable_images_than_allowed_stop_the_run_with_their_names(load:
         list(load(Damaged(), max_unreadable=0.0))
 
 
+class Gone(Ramps):
+    """Files that were moved."""
+
+    def image(self, index: int) -> np.ndarray:
+        raise UserError("cannot read photos/x.jpg: No such file")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_data_set_that_is_not_there_stops_at_once(load: Load, workers: int) -> None:
-    class Gone(Ramps):
-        def image(self, index: int) -> np.ndarray:
-            raise UserError("cannot read photos/x.jpg: No such file")
-
     loader = load(Gone(), workers=workers, max_unreadable=1.0)
     with pytest.raises(UserError, match=r"20 images drawn in a row cannot .*cannot read photos/x\.jpg"):
         next(iter(loader))
 
 
+def test_a_replacement_that_cannot_be_read_is_replaced_too() -> None:
+    def read(index: int) -> int:
+        if index % 2:
+            raise UserError(f"cannot decode {index}")
+        return index
+
+    taken = set()
+    for epoch in range(20):
+        unreadable: list[str] = []
+        value, index = read_or_replace(read, (epoch, 7), 0, 10, unreadable)
+        assert value == index
+        assert index % 2 == 0
+        assert unreadable[0] == "cannot decode 7"
+        assert read_or_replace(read, (epoch, 7), 0, 10, []) == (value, index)
+        taken.add(index)
+    assert len(taken) > 2  # another one in another epoch
+
+
+def test_each_unreadable_image_counts_once() -> None:
+    lines: list[str] = []
+    unreadable = Unreadable(10, 0.1, lines.append)
+    for _ in range(3):
+        unreadable.add(("cannot decode a",))
+    assert lines == ["cannot decode a"]
+    with pytest.raises(UserError, match="2 of 10 images cannot be read"):
+        unreadable.add(("cannot decode b",))
+
+
 def test_too_few_images_are_named() -> None:
     with pytest.raises(UserError, match="64 images a step asked of a data set of 20"):
         EpochBatches(20, 64, seed=0)
+
+
+class Faulty(Photos):
+    """One image looks whole and is not; another is read by a library that fails."""
+
+    def __init__(self, broken: int, failing: int) -> None:
+        super().__init__(40)
+        self.files[broken], self.failing = Damaged().files[7], failing
+
+    def encoded(self, index: int) -> np.ndarray | None:
+        if index == self.failing:
+            raise RuntimeError("the disk is on fire")
+        return super().encoded(index)
+
+    def image(self, index: int) -> np.ndarray:
+        self.encoded(index)
+        return super().image(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_any_other_error_is_raised_once_the_batches_before_it_are_out(load: Load, workers: int) -> None:
+    order = [i for keys in EpochBatches(40, 4, seed=0) for _, i in keys]
+    # DALI is told of the second batch's error before it gives the first, which it then has to decode anew
+    for broken, failing, whole in ((order[1], order[6], 1), (order[13], order[18], 4)):
+        loader, seen = load(Faulty(broken, failing), workers=workers, max_unreadable=1.0), []
+        with pytest.raises(RuntimeError, match="the disk is on fire"):
+            seen.extend(i for batch in loader for i in batch.index.tolist())
+        assert len(seen) == 4 * whole
+        assert [a for a, b in zip(seen, order) if b != broken] == [i for i in order[: 4 * whole] if i != broken]
+
+
+class Trap:
+    """Tells of the process in which it is destroyed, as a pipeline of DALI does that hangs there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.cycle = folder, self
+
+    def __del__(self) -> None:
+        (self.folder / str(os.getpid())).touch()
+
+
+class Collecting(Ramps):
+    """Runs the garbage collector, as any code may."""
+
+    def image(self, index: int) -> np.ndarray:
+        gc.collect()
+        return super().image(index)
+
+
+def test_workers_leave_the_garbage_of_their_parent_alone(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed_worker = torch.manual_seed
+
+    def collecting(seed: int) -> torch.Generator:
+        """A worker's first call, in which the collector happens to run if it is on."""
+        if gc.isenabled():
+            gc.collect()
+        return seed_worker(seed)
+
+    monkeypatch.setattr(torch, "manual_seed", collecting)
+    threshold = gc.get_threshold()
+    gc.set_threshold(10**6)
+    try:
+        Trap(tmp_path)
+        assert len(indices(load(Collecting(4), workers=1))) == 4
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+    assert [file.name for file in tmp_path.iterdir()] == [str(os.getpid())]
+
+
+class Mixed(Ramps):
+    """Every second image is gray."""
+
+    def image(self, index: int) -> np.ndarray:
+        return super().image(index)[:, :, : 3 if index % 2 else 1]
+
+
+def test_an_image_of_other_channels_is_named(load: Load) -> None:
+    with pytest.raises(UserError, match=r"image \d+ has 1 channels of uint8, not 3 of uint8"):
+        list(load(Mixed()))
 
 
 class Deadly(Ramps):

@@ -122,10 +122,11 @@ def test_whole_views_are_those_of_torchvision_on_pil_images() -> None:
             assert mean < 1.6
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+@pytest.mark.parametrize("channels", [1, 2, 4, 6, 200])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_other_channels_and_depths_keep_their_shape_and_range(channels: int, dtype: type, photo: np.ndarray) -> None:
-    image = np.concatenate([photo, photo[::-1]], axis=-1)[..., :channels].astype(dtype)
+    many = [np.roll(photo, shift, axis=0) for shift in range(-(-channels // 3))]
+    image = np.concatenate(many, axis=-1)[..., :channels].astype(dtype)
     before = image.copy()
     for operation in (
         lambda x: ops.brightness(x, 1.7),
@@ -139,11 +140,20 @@ def test_other_channels_and_depths_keep_their_shape_and_range(channels: int, dty
         assert result.min() >= 0
         assert result.max() <= 255
         assert (image == before).all()
+    assert (ops.mirror(image) == image[:, ::-1]).all()
+    last = ops.gaussian_blur(np.ascontiguousarray(image[..., -1:]), 1.0)
+    assert (ops.gaussian_blur(image, 1.0)[..., -1:] == last).all()
     scaled = np.clip(1.7 * image.astype(np.float64), 0, 255)
     assert np.abs(ops.brightness(image, 1.7) - scaled).max() <= 1
     mean = image.mean(dtype=np.float64)
     expected = np.clip(mean + 1.8 * (image - mean), 0, 255)
     assert np.abs(ops.contrast(image, 1.8) - expected).max() <= 1.5
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_solarize_inverts_from_128_on(dtype: type) -> None:
+    image = np.array([0, 127, 128, 129, 255], dtype).reshape(1, 5, 1)
+    assert ops.solarize(image).ravel().tolist() == [0, 127, 127, 126, 0]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,10 @@ import pytest
 import torch
 
 from ssl_toolkit.views import ViewBatch, ViewDataset, ViewGroup
+from ssl_toolkit.views import photometric as ops
+from ssl_toolkit.views.geometry import Window
+from ssl_toolkit.views.settings import CONTRAST, HUE, Settings
+from ssl_toolkit.views.torch_engine import photometric
 from tests.views.helpers import PLAIN, Ramps, make, views
 
 
@@ -63,6 +67,29 @@ def test_views_depend_on_seed_epoch_and_image_alone() -> None:
     assert not torch.equal(first.views[0].box, first.views[1].box)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_sixteen_bits_keep_their_fractions_and_stay_in_range(interpolation: str) -> None:
+    class Stripes(Ramps):
+        def image(self, index: int) -> np.ndarray:
+            return 255 * (self.pixels % 2).astype(np.float32)  # bicubic overshoots
+
+    config = views(ViewGroup(count=2, size=64, scale=[0.3, 0.3], interpolation=interpolation, **PLAIN))
+    for view in make(ViewDataset(Stripes(), config, seed=0)).views:
+        assert view.image.dtype == torch.float32
+        assert view.image.min() >= 0
+        assert view.image.max() <= 255
+        assert (view.image != view.image.round()).any()
+
+
+def test_the_chain_is_jitter_gray_blur_solarize() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    jitter = ((HUE, 0.3), (CONTRAST, 1.7))
+    settings = Settings(Window(0, 0, 24, 24), False, jitter, gray=True, sigma=0.8, solarize=True)
+    jittered = ops.contrast(ops.hue(image, 0.3), 1.7)
+    expected = ops.solarize(ops.gaussian_blur(ops.grayscale(jittered), 0.8))
+    assert np.array_equal(photometric(image, settings), expected)
+
+
 def test_asymmetric_chain_by_position() -> None:
     group = ViewGroup(
         count=3, size=16, flip=0.0, scale=[1.0, 1.0], ratio=[1.0, 1.0], **{**PLAIN, "solarize": [0.0, 1.0]}
@@ -77,6 +104,10 @@ def test_asymmetric_chain_by_position() -> None:
 def test_batches_validate_and_move() -> None:
     batch = make(ViewDataset(Ramps(), views(ViewGroup(size=16)), seed=0))
     assert len(batch.to("cpu")) == 8
+    moved = batch.to("meta")
+    assert moved.label is not None
+    tensors = [moved.image_size, moved.index, moved.label]
+    assert all(t.is_meta for t in [*tensors, *(t for v in moved.views for t in (v.image, v.box, v.flip))])
     normalised = batch.with_images(lambda t: t.float())
     assert normalised.views[0].image.dtype == torch.float32
     assert torch.equal(normalised.views[0].box, batch.views[0].box)

@@ -16,7 +16,15 @@ from rich.console import Console
 from ssl_toolkit import __version__
 from ssl_toolkit.data.base import SPLITS
 from ssl_toolkit.data.checking.decoding import FINE, Job, examine_all
-from ssl_toolkit.data.checking.lists import Found, check_writable, default_list, find, printable, write_list
+from ssl_toolkit.data.checking.lists import (
+    Found,
+    check_writable,
+    default_list,
+    find,
+    list_paths,
+    printable,
+    write_list,
+)
 from ssl_toolkit.data.layout import LABEL_MODES
 from ssl_toolkit.errors import nearest
 from ssl_toolkit.files import write_json
@@ -64,6 +72,8 @@ class CheckConfig:
             raise ValueError("workers and max_shown must not be negative")
         if self.out is not None and not self.out.endswith(".txt"):
             raise ValueError(f"out is a list and ends in .txt, not {self.out!r}")
+        if self.drop_across and not self.duplicates:
+            raise ValueError("drop_across needs duplicates=true: else nothing is known of them")
 
 
 @dataclass
@@ -83,7 +93,8 @@ class SplitReport:
         name: of the split, or empty.
         images, bytes: of all its files.
         unreadable: files that cannot be decoded.
-        repeated: readable files whose bytes another file of the split has too, the first of each group not counted.
+        repeated: readable files whose bytes another file of the split has too, the first of each group not counted;
+            None where they were not looked for.
         kept: images in the clean list.
         classes: images in the clean list by class; None without labels.
         clean_list: where the list is, or None where it would be empty.
@@ -93,7 +104,7 @@ class SplitReport:
     images: int
     bytes: int
     unreadable: int
-    repeated: int
+    repeated: int | None
     kept: int
     classes: dict[str, int] | None
     clean_list: str | None = None
@@ -121,6 +132,7 @@ class Report:
         below_32: images with a side below 32 pixels.
         unreadable: reason by file.
         unlistable: files whose name has a tab or a line break, which no list can hold.
+        numbered: whether the lists hold the positions of classes in place of their names; see `Found`.
         duplicates: groups of readable files with the same bytes.
         measured_on: the split that ``mean`` and ``std`` were measured on, empty for all images.
         mean, std: per channel, in [0, 1] units, over the images of the clean list; each image counts the same, however
@@ -140,6 +152,7 @@ class Report:
     below_32: int
     unreadable: dict[str, str]
     unlistable: list[str]
+    numbered: bool
     duplicates: list[Duplicates]
     measured_on: str
     mean: list[float] | None
@@ -167,18 +180,18 @@ def check(path: Path, config: CheckConfig, console: Console) -> Report:
     check_writable(out.parent)
     with console.status(f"looking for images in {printable(str(path))}"):
         found = find(path, config.labels, config.root)
+    targets = list_paths(out, found.splits, path)
     started = time.monotonic()
     job = Job(str(found.root.absolute()), config.in_channels, config.bits)
     with progress_bar("Checking", len(found.names), console=console) as bar:
         records, reasons = examine_all(found.names, job, config.workers, bar)
     seconds = time.monotonic() - started
-    groups = find_duplicates(found, records, console) if config.duplicates else []
+    groups = find_duplicates(records) if config.duplicates else []
     kept = _kept(found, records, groups, config)
     report = _report(path, config, found, records, reasons, groups, kept)
     report.seconds = round(seconds, 3)
-    for number, split in enumerate(report.splits):
+    for number, (split, target) in enumerate(zip(report.splits, targets)):
         if split.kept:
-            target = out.with_stem(f"{out.stem}-{split.name}") if split.name else out
             write_list(target, found, np.flatnonzero(kept & (found.split == number)), path)
             split.clean_list = str(target)
     report.json = str(out.with_suffix(".json"))
@@ -186,8 +199,8 @@ def check(path: Path, config: CheckConfig, console: Console) -> Report:
     return report
 
 
-def find_duplicates(found: Found, records: NDArray[Any], console: Console) -> list[NDArray[np.int64]]:
-    """Groups of two or more readable files with the same bytes, each in order; hashed first, then compared."""
+def find_duplicates(records: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """Groups of two or more readable files with the same bytes (by a hash of 128 bits), each in order."""
     fine = np.flatnonzero(records["state"] == FINE)
     hashes = records["hash"][fine]
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: files of one hash stay in order
@@ -195,25 +208,7 @@ def find_duplicates(found: Found, records: NDArray[Any], console: Console) -> li
     starts, ends = np.append(0, changes), np.append(changes, len(fine))
     several = ends - starts > 1
     groups = [fine[order[start:end]] for start, end in zip(starts[several], ends[several])]
-    if not groups:
-        return []
-    groups.sort(key=lambda group: int(group[0]))
-    with progress_bar("Comparing", sum(map(len, groups)), console=console) as bar:
-        equal = []
-        for group in groups:
-            first = _contents(found.path(group[0]))
-            rest = [index for index in group[1:] if first is not None and _contents(found.path(index)) == first]
-            if rest:
-                equal.append(np.array([group[0], *rest]))
-            bar.advance(len(group))
-    return equal
-
-
-def _contents(path: str) -> bytes | None:
-    try:
-        return Path(path).read_bytes()
-    except OSError:  # gone since it was read
-        return None
+    return sorted(groups, key=lambda group: int(group[0]))
 
 
 def _kept(
@@ -229,7 +224,7 @@ def _kept(
         if config.drop_duplicates:
             firsts = np.unique(splits, return_index=True)[1]
             kept[np.delete(group, firsts)] = False
-        if config.drop_across:
+        if config.drop_across and guarded:
             holder = next((split for split in guarded if split in splits), None)
             kept[group[splits != holder]] = False
     return kept
@@ -248,10 +243,13 @@ def _report(
     measured_on = "train" if "train" in found.splits else ""
     measured = records[kept & (found.split == found.splits.index(measured_on))] if measured_on else records[kept]
     mean, std = _mean_std(measured)
+    splits = [_split_report(number, found, records, groups, kept) for number in range(len(found.splits))]
+    if not config.duplicates:
+        splits = [dataclasses.replace(split, repeated=None) for split in splits]
     return Report(
         path=str(path),
         options=dataclasses.asdict(config),
-        splits=[_split_report(number, found, records, groups, kept) for number in range(len(found.splits))],
+        splits=splits,
         formats=_counts(np.char.decode(fine["format"])),
         channels=_counts(fine["channels"]),
         bits=_counts(fine["bits"]),
@@ -260,6 +258,7 @@ def _report(
         below_32=int(np.count_nonzero(np.minimum(fine["width"], fine["height"]) < SMALL)),
         unreadable={found.names[index]: reasons[index] for index in sorted(reasons)},
         unlistable=[found.names[index] for index in found.names.unlistable()],
+        numbered=found.numbered,
         duplicates=[_described(found, group) for group in groups],
         measured_on=measured_on,
         mean=mean,

@@ -81,10 +81,11 @@ def examine(name: str, job: Job, record: Any) -> str | None:
 
 
 def _reason(line: str, name: str) -> str:
-    """The cause alone of an error line of `ssl_toolkit.data.decode`."""
-    line = line.removesuffix(": remove or replace it")
+    """The cause alone of an error line of `ssl_toolkit.data.decode`, in the words of a check."""
+    line = line.removesuffix(": remove or replace it").replace("data.in_channels", "in_channels")
     if line.startswith(f"cannot decode {name} ("):
-        return line.removeprefix(f"cannot decode {name} (").removesuffix(")")
+        cause, _, remedy = line.removeprefix(f"cannot decode {name} (").rpartition(")")
+        return cause + remedy
     return line.removeprefix(f"cannot read {name}: ").removeprefix(f"{name} ")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ssl_toolkit import __version__
 from ssl_toolkit.data.base import SPLITS
 from ssl_toolkit.data.layout import Layout
-from ssl_toolkit.data.sets.list_files import SUFFIXES, read_list
+from ssl_toolkit.data.sets.list_files import NUMBER, SUFFIXES, is_class_number, read_list
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.files import atomic_path
 
@@ -52,6 +52,7 @@ class Found:
         split: ``(N,)``, positions in ``splits``.
         classes: names of the classes of all splits.
         label: ``(N,)``, positions in ``classes``, -1 for none.
+        numbered: lists give classes their positions, for as names they would be numbers that no class can have.
     """
 
     root: Path
@@ -60,6 +61,7 @@ class Found:
     split: NDArray[np.int8]
     classes: tuple[str, ...]
     label: NDArray[np.int32]
+    numbered: bool = False
 
     def path(self, index: int | np.integer) -> str:
         """The absolute path of a file."""
@@ -113,7 +115,8 @@ def _find_in_folder(root: Path, labels: str) -> Found:
     except UserError as error:
         raise UserError(str(error).replace("data.root=", "").replace("data.labels=", "labels=")) from error
     splits = tuple(layout.splits) or ("",)
-    return Found(root, Names(names), splits, np.concatenate(split), tuple(classes), np.concatenate(label))
+    numbered = bool(classes) and all(map(NUMBER.fullmatch, classes)) and not all(map(is_class_number, classes))
+    return Found(root, Names(names), splits, np.concatenate(split), tuple(classes), np.concatenate(label), numbered)
 
 
 def default_list(path: Path) -> Path:
@@ -132,19 +135,31 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write to {folder}: say where the lists go with out=FILE.txt")
 
 
+def list_paths(out: Path, splits: Sequence[str], path: Path) -> list[Path]:
+    """Where the list of each split goes: ``out`` itself for the split without a name.
+
+    Raises:
+        UserError: one of them is ``path``, which is to be checked.
+    """
+    targets = [out.with_stem(f"{out.stem}-{split}") if split else out for split in splits]
+    for target in targets:
+        if target.exists() and target.samefile(path):
+            raise UserError(f"{target} is the list to be checked: choose another name with out=FILE.txt")
+    return targets
+
+
 def write_list(target: Path, found: Found, indices: NDArray[np.int64], path: Path) -> None:
     """Absolute paths, one a line, each with a tab and its class where there are labels.
 
     Raises:
-        UserError: ``target`` cannot be written, or is what was checked.
+        UserError: ``target`` cannot be written.
     """
-    if target.absolute() == path.absolute():
-        raise UserError(f"{target} is the list that was checked: choose another name with out=FILE.txt")
+    classes = found.classes if not found.numbered else [str(number) for number in range(len(found.classes))]
     with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"# ssl-toolkit {__version__} data check {printable(str(path))}: {len(indices)} images\n")
         for index in indices:
             label = found.label[index]
-            file.write(found.path(index) + (f"\t{found.classes[label]}\n" if label >= 0 else "\n"))
+            file.write(found.path(index) + (f"\t{classes[label]}\n" if label >= 0 else "\n"))
 
 
 def printable(name: str) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 from ssl_toolkit.data.checking.check import Duplicates, Report, SplitReport, Spread
 from ssl_toolkit.data.checking.lists import printable
 
-_KINDS = {"1": "gray", "2": "gray and alpha", "3": "colour", "4": "colour and alpha"}
+_KINDS = {"1": "gray", "2": "gray and alpha", "3": "colour", "4": "with alpha, or CMYK"}
 
 
 def print_report(report: Report, console: Console, max_shown: int) -> None:
@@ -59,12 +59,18 @@ def notes(report: Report) -> list[str]:
             lines.append(f"no image is left{_of(split)}: no list is written")
     channels, in_channels = report.channels, report.options["in_channels"]
     if in_channels == 3 and set(channels) <= {"1", "2"} and channels:
-        lines.append("all images are gray: data.in_channels=1 reads them as one channel")
+        lines.append(
+            "all images are gray: data.in_channels=1 reads them as one channel (check them with in_channels=1)"
+        )
     if in_channels in (1, 3) and "4" in channels:
-        lines.append(f"images with four channels, of which alpha is dropped: {channels['4']:,}")
+        lines.append(f"images with four channels, of which CMYK is converted and alpha dropped: {channels['4']:,}")
     deep = sum(count for bits, count in report.bits.items() if int(bits) > 8)
     if deep and report.options["bits"] == 8:
-        lines.append(f"images of more than 8 bits: {deep:,}; data.bits=16 keeps their precision")
+        lines.append(f"images of more than 8 bits: {deep:,}; data.bits=16 keeps their precision (check with bits=16)")
+    if report.path.lower().endswith(".npy"):
+        lines.append("labels of a .npy list are in a file of their own: the clean list has none")
+    if report.numbered:
+        lines.append("class names are numbers that no class can have: the lists number the classes from 0")
     if report.unlistable:
         lines.append(f"names with tabs or line breaks, which no list can hold: {len(report.unlistable):,}; rename them")
     return lines
@@ -97,7 +103,7 @@ def _splits(splits: Sequence[SplitReport]) -> Table:
             f"{split.images:,}",
             size(split.bytes),
             f"{split.unreadable:,}",
-            f"{split.repeated:,}",
+            "-" if split.repeated is None else f"{split.repeated:,}",
             f"{split.kept:,}",
         ]
         table.add_row(split.name or "all", *row)
@@ -161,8 +167,9 @@ def _print_duplicates(report: Report, console: Console, shown: int) -> None:
     )
     for what, line, found in loud:
         if found:
-            title = Text(f"THE SAME IMAGE IN SEVERAL {what}: {_count(len(found), 'group')}; {line}")
-            console.print(Panel(_groups(found, shown), title=title, title_align="left", border_style="bold red"))
+            title = Text(f"THE SAME IMAGE IN SEVERAL {what}: {_count(len(found), 'group')}")
+            body = _groups(found, shown).append(f"\n{line}", style="bold")
+            console.print(Panel(body, title=title, title_align="left", border_style="bold red"))
     rest = [group for group in groups if not (group.across_splits or group.across_classes)]
     if rest:
         console.print(_groups(rest, shown))

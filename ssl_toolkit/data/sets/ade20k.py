@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ssl_toolkit.data.base import VOID
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.files import FileDataset
-from ssl_toolkit.data.layout import find_images
+from ssl_toolkit.data.layout import check_apart, find_images
 from ssl_toolkit.data.sets.masks import NO_CLASS, class_mask
 from ssl_toolkit.data.sets.published import PublishedConfig, Source, read_lines
 from ssl_toolkit.errors import UserError
@@ -44,6 +44,7 @@ class Ade20k(FileDataset):
         root = _source().folder(config.root)
         part = "training" if split == "train" else "validation"
         folder = root / "images" / part
+        check_apart(root / "images" / "training", root / "images" / "validation")
         files = find_images(folder) if folder.is_dir() else []
         if not files:
             raise UserError(f"no images in {folder}: unpack ADEChallengeData2016.zip again")

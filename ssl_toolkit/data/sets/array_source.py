@@ -21,7 +21,7 @@ _HDF5 = (".h5", ".hdf5")
 class ArraySource:
     """An array in a file: ``.npy`` is mapped into memory, HDF5 read from disk, ``.npz`` loaded whole.
 
-    Each process opens the file for itself, when it first reads from it.
+    An HDF5 file is opened anew by each process, when it first reads from it.
 
     Args:
         option: the config key that names the array, for errors.
@@ -33,12 +33,9 @@ class ArraySource:
 
     def __init__(self, option: str, value: str) -> None:
         self.option = option
-        self.path, key = _split(value)
-        if self.path.suffix.lower() not in (".npy", ".npz", *_HDF5):
-            raise UserError(f"{option}={value}: give {KINDS}")
-        if not self.path.is_file():
-            raise UserError(f"{option}: there is no file {self.path}")
-        self._array = PerProcess(partial(_open, option, self.path, key))
+        self.path, key = find_array(option, value)
+        # Only an open HDF5 file is unsafe across a fork; arrays stay shared, a large .npz loaded once for all workers.
+        self._array = PerProcess(partial(_open, option, self.path, key), forks=self.path.suffix.lower() not in _HDF5)
         self.shape = tuple(int(side) for side in self._array.get().shape)
         self.dtype: np.dtype[Any] = self._array.get().dtype
 
@@ -60,6 +57,27 @@ class ArraySource:
             which = f"row {where} of " if isinstance(where, int) else ""
             raise UserError(f"{self.option}: cannot read {which}{self.path} ({_line(error)})") from error
         return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def find_array(option: str, value: str) -> tuple[Path, str | None]:
+    """File and key of ``value``, the config key ``option``; the key is None where it is left out.
+
+    Raises:
+        UserError: there is no such file, or it is of another kind.
+    """
+    path, key = _split(value)
+    if path.suffix.lower() not in (".npy", ".npz", *_HDF5):
+        raise UserError(f"{option}={value}: give {KINDS}")
+    if not path.is_file():
+        raise UserError(f"{option}: there is no file {path}")
+    return path, key
+
+
+def same_array(one: str, other: str) -> bool:
+    """Whether two values name one array; a key may be left out only where a file has no other."""
+    (path, key), (other_path, other_key) = _split(one), _split(other)
+    keys = {name.strip("/") for name in (key, other_key) if name is not None}
+    return path.resolve() == other_path.resolve() and len(keys) <= 1
 
 
 def _split(value: str) -> tuple[Path, str | None]:
@@ -88,7 +106,10 @@ def _open_hdf5(option: str, path: Path, key: str | None) -> Any:
     file = h5py.File(path, "r")
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    return file[_choose(option, path, key.strip("/") if key else None, names)]
+    array = file[_choose(option, path, key.strip("/") if key else None, names)]
+    if array.shape is None:
+        raise UserError(f"{option}: {array.name} in {path} is an empty dataset: choose another key")
+    return array
 
 
 def _choose(option: str, path: Path, key: str | None, names: list[str]) -> str:

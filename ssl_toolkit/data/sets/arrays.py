@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_toolkit.data.base import Image, ImageDataset
+from ssl_toolkit.data.base import Image, LabelledImages
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.files import FileConfig
-from ssl_toolkit.data.sets.array_source import KINDS, ArraySource
-from ssl_toolkit.data.sets.published import check_fraction, part_of_train, spread
+from ssl_toolkit.data.sets.array_source import KINDS, ArraySource, find_array, same_array
+from ssl_toolkit.data.sets.published import check_fraction, numbered_classes, part_of_train, spread
 from ssl_toolkit.errors import UserError, nearest
 
 LAYOUTS = ("auto", "hwc", "chw")
@@ -57,14 +57,15 @@ class ArraysConfig(FileConfig):
 
 
 @DATASETS.register("arrays", ArraysConfig)
-class Arrays(ImageDataset):
+class Arrays(LabelledImages):
     """Images in arrays, read from disk one by one (an ``.npz`` file is loaded whole).
 
     Splits: train is ``images``; val is ``val_images``, or where there are none ``val_fraction`` of ``images``, chosen
     by a hash of the position, which train then lacks; test is ``test_images``, or val where there are none.
 
     Raises:
-        UserError: a file or key is missing, or an array is of the wrong type, shape or length.
+        UserError: a file or key is missing, an array is of the wrong type, shape or length, or that to train on is also
+            to evaluate on.
     """
 
     def __init__(self, config: ArraysConfig, split: str) -> None:
@@ -77,18 +78,18 @@ class Arrays(ImageDataset):
         part = _part(config, split)
         self.source = ArraySource(f"data.{part}images", getattr(config, f"{part}images"))
         self._axis = channel_axis(self.source, config.in_channels, config.layout)
+        _check_others(config)
         self._kept = np.arange(len(self.source))
         if not part and not (split == "train" and config.val_images):
             names = [str(number) for number in range(len(self.source))]
             self._kept = part_of_train(names, config.val_fraction, split, self.source.path)
-        self._labels: NDArray[np.int64] | None = None
         if config.labels:
             own = _read_labels(f"data.{part}labels", getattr(config, f"{part}labels"), self.source)
             train = _read_labels("data.labels", config.labels, None) if part else own
             if own.max() > train.max():
                 raise UserError(f"data.{part}labels has the label {own.max()}, data.labels only 0 to {train.max()}")
-            self.classes = tuple(str(number) for number in range(train.max() + 1))
-            self._labels = own[self._kept]
+            self.classes = numbered_classes(train, f"data.labels={config.labels}")
+            self.label_array = own[self._kept]
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -101,17 +102,6 @@ class Arrays(ImageDataset):
             values = np.array(pixels, dtype=np.float32, order="C")
             return values / np.float32(257) if deep else values
         return np.array(pixels >> 8 if deep else pixels, dtype=np.uint8, order="C")
-
-    def label(self, index: int) -> int:
-        return int(self._known()[index])
-
-    def labels(self) -> NDArray[np.int64]:
-        return self._known().copy()
-
-    def _known(self) -> NDArray[np.int64]:
-        if self._labels is None:
-            raise NotImplementedError("data.labels is not set")
-        return self._labels
 
     def fingerprint(self) -> str:
         """A hash of the shape, of which images are in the split, and of a few of them."""
@@ -127,6 +117,16 @@ def _part(config: ArraysConfig, split: str) -> str:
     if split == "test" and config.test_images:
         return "test_"
     return "val_" if split != "train" and config.val_images else ""
+
+
+def _check_others(config: ArraysConfig) -> None:
+    """Raise a UserError if a file of another split is not there, or is the one to train on."""
+    for option in ("val_images", "val_labels", "test_images", "test_labels"):
+        value = getattr(config, option)
+        if value:
+            find_array(f"data.{option}", value)
+        if value and option.endswith("images") and same_array(value, str(config.images)):
+            raise UserError(f"data.{option}={value} is what data.images is: evaluation needs other images")
 
 
 def channel_axis(source: ArraySource, channels: int, layout: str) -> int | None:

@@ -7,17 +7,14 @@ with that check on. A file with another MD5 is refused unopened.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ssl_toolkit.data.base import Image, ImageDataset
 from ssl_toolkit.data.catalog import DATASETS
+from ssl_toolkit.data.sets.in_memory import InMemory
 from ssl_toolkit.data.sets.published import DownloadConfig, Source, check_fraction, part_of_train
 from ssl_toolkit.errors import UserError
 
@@ -52,7 +49,7 @@ class Cifar100Config(Cifar10Config):
     std: list[float] = field(default_factory=lambda: [0.2673, 0.2564, 0.2762])
 
 
-class _Cifar(ImageDataset):
+class _Cifar(InMemory):
     """What both have in common.
 
     Attributes:
@@ -116,25 +113,6 @@ class _Cifar(ImageDataset):
             if not check_integrity(str(folder / name), md5):
                 return UserError(f"{folder / name} is damaged or not the published file (MD5 {md5}): {mend}")
         return None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def image(self, index: int) -> Image:
-        return self.images[index]
-
-    def label(self, index: int) -> int:
-        return int(self.label_array[index])
-
-    def labels(self) -> NDArray[np.int64]:
-        return self.label_array.copy()
-
-    def fingerprint(self) -> str:
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        return hashlib.blake2b(self.images.data, digest_size=8).hexdigest()
 
 
 @DATASETS.register("cifar10", Cifar10Config)

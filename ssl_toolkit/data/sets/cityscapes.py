@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ssl_toolkit.data.base import VOID
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.files import FileDataset
-from ssl_toolkit.data.layout import find_images
+from ssl_toolkit.data.layout import check_apart, find_images
 from ssl_toolkit.data.sets.masks import NO_CLASS, class_mask
 from ssl_toolkit.data.sets.published import PublishedConfig, Source
 from ssl_toolkit.errors import UserError
@@ -41,6 +41,7 @@ class Cityscapes(FileDataset):
         self.root = _source().folder(config.root)
         self._part = "train" if split == "train" else "val"
         folder = self.root / "leftImg8bit" / self._part
+        check_apart(self.root / "leftImg8bit" / "train", self.root / "leftImg8bit" / "val")
         files = [name for name in find_images(folder) if name.endswith(_IMAGE)] if folder.is_dir() else []
         if not files:
             raise UserError(f"no images *{_IMAGE} in {folder}: unpack leftImg8bit_trainvaltest.zip again")

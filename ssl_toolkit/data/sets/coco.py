@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ssl_toolkit.data.base import Objects
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.files import FileDataset
-from ssl_toolkit.data.layout import find_images
+from ssl_toolkit.data.layout import check_apart, find_images
 from ssl_toolkit.data.sets.packed import Arrays, cached_arrays, file_key
 from ssl_toolkit.data.sets.published import PublishedConfig, check_present
 from ssl_toolkit.errors import UserError
@@ -52,6 +52,7 @@ class Coco(FileDataset):
         part = f"{'train' if split == 'train' else 'val'}{config.year}"
         root = find_root(config.root, part)
         folder = root / "images" / part if (root / "images" / part).is_dir() else root / part
+        check_apart(folder.with_name(f"train{config.year}"), folder.with_name(f"val{config.year}"))
         annotations = root / "annotations" / f"instances_{part}.json"
         self._packed = read_instances(annotations) if annotations.is_file() else None
         if self._packed is None:

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ssl_toolkit.data.base import DataConfig, Image, ImageDataset, Objects
+from ssl_toolkit.data.base import DataConfig, Objects
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.sets import scene_drawing
+from ssl_toolkit.data.sets.in_memory import InMemory
 from ssl_toolkit.data.sets.scene_drawing import Look, Scenes
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.files import atomic_path, cache_dir
@@ -75,7 +76,7 @@ class DigitScenesConfig(DataConfig):
 
 
 @DATASETS.register("digit_scenes", DigitScenesConfig)
-class DigitScenes(ImageDataset):
+class DigitScenes(InMemory):
     """Photo texture with one to three handwritten digits on it; the largest one is the label.
 
     Attributes:
@@ -108,15 +109,6 @@ class DigitScenes(ImageDataset):
         self.digit_indices = scenes.digit_indices
         self.background_columns = scenes.background_columns
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def image(self, index: int) -> Image:
-        return self.images[index]
-
-    def label(self, index: int) -> int:
-        return int(self.label_array[index])
-
     def mask(self, index: int) -> NDArray[np.uint8]:
         return self.masks[index]
 
@@ -125,12 +117,6 @@ class DigitScenes(ImageDataset):
         count = int(self.box_counts[index])
         boxes, labels = self.boxes[index, :count].copy(), self.box_labels[index, :count].copy()
         return Objects(boxes, labels, np.zeros(count, dtype=bool))
-
-    def labels(self) -> NDArray[np.int64]:
-        return self.label_array.copy()
-
-    def fingerprint(self) -> str:
-        return self._digest
 
     @cached_property
     def _digest(self) -> str:
@@ -158,11 +144,12 @@ def _count(config: DigitScenesConfig, split: str) -> int:
 def _load_or_draw(config: DigitScenesConfig, split: str) -> Scenes:
     path = cache_path(config, split)
     notes = Console()
-    if path.exists():
-        try:
-            return _read(path, (_count(config, split), config.size))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            notes.print(f"{path} is damaged ({error}); drawing it again", markup=False, soft_wrap=True)
+    try:
+        return _read(path, (_count(config, split), config.size))
+    except (FileNotFoundError, PermissionError):
+        pass
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        notes.print(f"{path} is damaged ({error}); drawing it again", markup=False, soft_wrap=True)
     scenes = draw(config, split)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import math
 import zlib
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_toolkit.data.base import DataConfig, Image, ImageDataset
+from ssl_toolkit.data.base import DataConfig
 from ssl_toolkit.data.catalog import DATASETS
+from ssl_toolkit.data.sets.in_memory import InMemory
 from ssl_toolkit.errors import UserError
 
 DEBIAN_ROOT = "/usr/share/datasets/fashion-mnist"
@@ -47,7 +46,7 @@ class FashionMnistConfig(DataConfig):
 
 
 @DATASETS.register("fashion_mnist", FashionMnistConfig)
-class FashionMnist(ImageDataset):
+class FashionMnist(InMemory):
     """70,000 gray images of clothes, 28x28, ten classes: 55,000 train, 5,000 val, 10,000 test.
 
     Attributes:
@@ -94,25 +93,6 @@ class FashionMnist(ImageDataset):
             raise UserError(f"{image_file} holds too few images for a {split} split")
         self.images = images[kept][..., None]
         self.label_array = labels[kept]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def image(self, index: int) -> Image:
-        return self.images[index]
-
-    def label(self, index: int) -> int:
-        return int(self.label_array[index])
-
-    def labels(self) -> NDArray[np.int64]:
-        return self.label_array.copy()
-
-    def fingerprint(self) -> str:
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        return hashlib.blake2b(self.images.data, digest_size=8).hexdigest()
 
 
 def _part_of_train(labels: NDArray[np.int64], split: str) -> NDArray[np.int64]:

@@ -13,10 +13,8 @@ from ssl_toolkit.data.base import SPLITS
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.files import FileConfig, FileDataset
 from ssl_toolkit.data.sets.list_files import Listing, read_list
-from ssl_toolkit.data.sets.published import check_fraction, part_of_train, spread
+from ssl_toolkit.data.sets.published import MOST_CLASSES, check_fraction, part_of_train, spread
 from ssl_toolkit.errors import UserError, nearest
-
-_MOST_CLASSES = 1_000_000
 
 
 @dataclass
@@ -173,7 +171,7 @@ def number_labels(listing: Listing, train: Listing) -> tuple[tuple[str, ...] | N
     known = listing if train.labels is None else train
     if isinstance(known.labels, np.ndarray):
         top = int(known.labels.max())
-        wrong = np.flatnonzero((known.labels < 0) | (known.labels >= _MOST_CLASSES))
+        wrong = np.flatnonzero((known.labels < 0) | (known.labels >= MOST_CLASSES))
         if len(wrong):
             raise UserError(f"{known.where(wrong[0])}: label {known.labels[wrong[0]]}; classes are 0, 1, ...")
         classes = tuple(str(i) for i in range(top + 1))

@@ -14,16 +14,18 @@ class PerProcess(Generic[T]):
 
     Args:
         open: opens it; must itself be fit for pickling.
+        forks: it may be used across a fork after all.
     """
 
-    def __init__(self, open: Callable[[], T]) -> None:
+    def __init__(self, open: Callable[[], T], forks: bool = False) -> None:
         self._open = open
+        self._forks = forks
         self._owner: int | None = None
         self._value: T | None = None
 
     def get(self) -> T:
         """The thing, opened by this process."""
-        if self._owner != os.getpid():
+        if self._owner is None or (self._owner != os.getpid() and not self._forks):
             self._value = None  # closed first: HDF5 gives a file that is still open the same handle again
             self._value = self._open()
             self._owner = os.getpid()

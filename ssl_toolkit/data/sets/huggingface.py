@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_toolkit.data.base import Image, ImageDataset
+from ssl_toolkit.data.base import Image, LabelledImages
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.decode import decode_image, read_bytes
 from ssl_toolkit.data.files import FileConfig
-from ssl_toolkit.data.sets.published import check_fraction, part_of_train, spread
+from ssl_toolkit.data.sets.published import check_fraction, numbered_classes, part_of_train, spread
 from ssl_toolkit.errors import UserError, nearest
 
 
@@ -54,7 +54,7 @@ class HuggingFaceConfig(FileConfig):
 
 
 @DATASETS.register("huggingface", HuggingFaceConfig)
-class HuggingFace(ImageDataset):
+class HuggingFace(LabelledImages):
     """Images that the ``datasets`` package has in its tables, decoded by this toolkit.
 
     Splits: train is ``train_split``; val is ``val_split``, or where there is none ``val_fraction`` of ``train_split``,
@@ -73,6 +73,8 @@ class HuggingFace(ImageDataset):
         self.in_channels = config.in_channels
         tables = load(config)
         self.part = _split_name(config, split)
+        for name in filter(None, (config.val_split, config.test_split)):
+            _choose(tables, name, config)
         table, train = _choose(tables, self.part, config), _choose(tables, config.train_split, config)
         kept = np.arange(len(table))
         if self.part == config.train_split and not (split == "train" and config.val_split):
@@ -80,10 +82,9 @@ class HuggingFace(ImageDataset):
             kept = part_of_train(names, config.val_fraction, split, Path(config.path))
         self._kept = kept
         self._images = _image_column(table, config)
-        self._labels: NDArray[np.int64] | None = None
         if config.label_column is not None:
             self.classes = class_names(train, config)
-            self._labels = read_labels(table, self.classes, self.part, config)[kept]
+            self.label_array = read_labels(table, self.classes, self.part, config)[kept]
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -111,17 +112,6 @@ class HuggingFace(ImageDataset):
 
     def encoded(self, index: int) -> NDArray[np.uint8] | None:
         return self.raw(index) if self.in_channels == 3 and self.config.bits == 8 else None
-
-    def label(self, index: int) -> int:
-        return int(self._known()[index])
-
-    def labels(self) -> NDArray[np.int64]:
-        return self._known().copy()
-
-    def _known(self) -> NDArray[np.int64]:
-        if self._labels is None:
-            raise NotImplementedError("data.label_column is not set")
-        return self._labels
 
     def fingerprint(self) -> str:
         """A hash of which images are in the split, and of a few of them."""
@@ -170,11 +160,16 @@ def load(config: HuggingFaceConfig) -> dict[str, Any]:
     if not config.download and ("://" in path or _card_points_elsewhere(Path(path))):
         raise UserError(f"data.path={config.path} is not on this machine: data.download=true fetches it")
     saved = any((Path(path) / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    if saved and config.config_name:
+        raise UserError(
+            f"data.config_name={config.config_name}: {path} is of save_to_disk, which keeps one: leave it out"
+        )
     try:
         with _offline(not config.download):
             found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config.config_name)
     except Exception as error:  # a dozen kinds, most of them of the package's own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        cause = error.__cause__ or error  # the package's own words for it are "An error occurred"
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0][:200]
         hint = "" if config.download or Path(path).exists() else "; data.download=true fetches it from the hub"
         raise UserError(f"cannot load data.path={config.path} ({reason}){hint}") from error
     return dict(found) if isinstance(found, dict) else {config.train_split: found}
@@ -238,7 +233,7 @@ def class_names(train: Any, config: HuggingFaceConfig) -> tuple[str, ...]:
         return tuple(map(str, names))
     values = _values(train, name)
     if values.dtype.kind in "iu":
-        return tuple(str(number) for number in range(int(values.max()) + 1))
+        return numbered_classes(values, f"the column {name!r} of {config.path}")
     if values.dtype.kind == "U":
         return tuple(sorted(set(values.tolist())))
     raise UserError(
@@ -252,7 +247,10 @@ def read_labels(table: Any, classes: tuple[str, ...], part: str, config: Hugging
     Raises:
         UserError: a label is missing, or none of ``classes``.
     """
-    values = _values(table, _column(table, "label_column", config))
+    name = _column(table, "label_column", config)
+    values, own = _values(table, name), getattr(table.features[name], "names", None)
+    if own and tuple(own) != classes and values.dtype.kind in "iu":  # numbered otherwise than in training: by name then
+        values = np.array([own[value] if 0 <= value < len(own) else str(value) for value in values.tolist()])
     if values.dtype.kind == "U":
         number = {name: position for position, name in enumerate(classes)}
         labels = np.array([number.get(value, -1) for value in values.tolist()], dtype=np.int64)

@@ -12,6 +12,7 @@ from pathlib import Path
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.decode import SUFFIXES
 from ssl_toolkit.data.files import FileDataset
+from ssl_toolkit.data.layout import check_apart
 from ssl_toolkit.data.sets.published import PublishedConfig, Source, read_lines, spread
 from ssl_toolkit.errors import UserError, nearest
 from ssl_toolkit.files import read_json
@@ -57,6 +58,7 @@ class ImageNet(FileDataset):
         self.split = split
         root = _SOURCE.folder(config.root)
         train = root / "train"
+        check_apart(train, root / "val")
         self.wnids = class_folders(train)
         folder, present = train, self.wnids
         if split != "train":

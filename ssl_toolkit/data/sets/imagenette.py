@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.files import FileDataset
+from ssl_toolkit.data.layout import check_apart
 from ssl_toolkit.data.sets.imagenet import class_folders, files_by_class, labels_of
 from ssl_toolkit.data.sets.published import DownloadConfig, Source, check_fraction, part_of_train
 from ssl_toolkit.errors import nearest
@@ -62,6 +63,7 @@ class Imagenette(FileDataset):
         self.config: ImagenetteConfig = config
         self.split = split
         root = _source(config.size).folder(config.root, config.download)
+        check_apart(root / "train", root / "val")
         wnids = class_folders(root / "train")
         folder, present = root / "train", wnids
         if split == "test":

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_toolkit.data.base import SPLITS
+from ssl_toolkit.data.sets.published import MOST_CLASSES
 from ssl_toolkit.errors import UserError, nearest
 
 SUFFIXES = (".txt", ".csv", ".npy")
 
-_INTEGER = re.compile(r"-?\d+")
+NUMBER = re.compile(r"0|-?[1-9][0-9]*")
+"""Labels that are numbers: ``007`` is a name."""
+
 _ENDS_IN_INTEGER = re.compile(r".*\s-?\d+", re.DOTALL).fullmatch
 
 
@@ -62,9 +65,10 @@ class Listing:
 def read_list(path: Path, labels_file: Path | None = None) -> Listing:
     """The list in ``path``, by its suffix.
 
-    ``.txt``: a path per line, then nothing, or a TAB and a label, or, if every line has one, whitespace and an
-    integer; blank lines and those that begin with ``#`` are skipped. ``.csv``: a header with ``path`` and, if wanted,
-    ``label`` and ``split`` (train, val or test). ``.npy``: an array of strings, its labels in ``labels_file``.
+    ``.txt``: a path per line, then nothing, or a TAB and a label, or, if every line has one, whitespace and an integer;
+    blank lines and those that begin with ``#`` are skipped. ``.csv``: a header with ``path`` and, if wanted, ``label``
+    and ``split`` (train, val or test). ``.npy``: an array of strings, its labels in ``labels_file``. Labels that are
+    all integers are numbers of classes; one with leading zeros (``007``) is a name.
 
     Raises:
         UserError: another suffix, a file that cannot be read or is empty, or a line that is none of the above.
@@ -86,6 +90,9 @@ def read_list(path: Path, labels_file: Path | None = None) -> Listing:
 
 
 def _lines(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):  # PowerShell's > writes it
+            raise UserError(f"{path} is UTF-16: save it as UTF-8")
     # utf-8-sig: Excel and Notepad write a byte order mark. Names that are no UTF-8 pass as they are.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         yield from file
@@ -121,7 +128,8 @@ def _read_csv(path: Path) -> Listing:
     except csv.Error as error:
         raise UserError(f"{path} line {rows.line_num} is not CSV: {error}") from error
     if "path" not in header:
-        raise UserError(f"{path} has no column 'path' in its first line ({nearest('path', header)})")
+        there = ", ".join(map(repr, header)) or "an empty one"
+        raise UserError(f"{path} has no column 'path' in its first line, only {there}; columns are separated by commas")
     short = next((i for i, row in enumerate(table) if len(row) != len(header)), None)
     if short is not None:
         raise UserError(f"{path} line {numbers[short]}: {len(table[short])} values for {len(header)} columns")
@@ -140,13 +148,18 @@ def _read_csv(path: Path) -> Listing:
 _COLUMNS = ("path", "label", "split")
 
 
+def is_class_number(label: str) -> bool:
+    """Whether a list with this label has it as the number of a class."""
+    return NUMBER.fullmatch(label) is not None and 0 <= int(label) < MOST_CLASSES
+
+
 def _with_labels(listing: Listing, labels: list[str]) -> Listing:
-    """With ``labels`` as integers where all are; without any where all are empty."""
+    """With ``labels`` as integers where all are plain ones (``7``, not ``007``); without any where all are empty."""
     if not any(labels):
         return listing
     if "" in labels:
         raise UserError(f"{listing.where(labels.index(''))} has no label, other lines have: label all or none")
-    if not all(map(_INTEGER.fullmatch, labels)):
+    if not all(map(NUMBER.fullmatch, labels)):
         return replace(listing, labels=labels)
     try:
         return replace(listing, labels=np.array([int(label) for label in labels], dtype=np.int64))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ssl_toolkit.data.base import VOID
 from ssl_toolkit.data.catalog import DATASETS
-from ssl_toolkit.data.decode import read_mask, upright_size
 from ssl_toolkit.data.files import FileDataset
+from ssl_toolkit.data.sets.masks import NO_CLASS, class_mask
 from ssl_toolkit.data.sets.published import (
     DownloadConfig,
     Source,
@@ -26,7 +26,7 @@ from ssl_toolkit.errors import UserError
 
 _MOST_BREEDS = 37
 
-_TRIMAP = np.full(256, 254, dtype=np.uint8)
+_TRIMAP = np.full(256, NO_CLASS, dtype=np.int16)
 """Trimap value to pixel class: 1 pet, 2 background, 3 boundary; the rest is no trimap."""
 _TRIMAP[[1, 2, 3]] = 1, 0, VOID
 
@@ -87,17 +87,7 @@ class OxfordPets(FileDataset):
             UserError: there is no mask, it has another size than its image, or values other than 1 to 3.
         """
         image = self.path(index)
-        path = self._trimaps / f"{image.stem}.png"
-        if not path.is_file():
-            raise UserError(f"no mask {path} for the image {image}: unpack annotations.tar.gz again")
-        raw = read_mask(path)
-        mask = _TRIMAP[raw]
-        if (mask == 254).any():
-            raise UserError(f"mask {path} has the value {raw[mask == 254][0]}; a trimap has 1, 2 and 3")
-        height, width = upright_size(image)
-        if mask.shape != (height, width):
-            raise UserError(f"mask {path} is {mask.shape[0]}x{mask.shape[1]}, its image {image} is {height}x{width}")
-        return mask
+        return class_mask(self._trimaps / f"{image.stem}.png", image, _TRIMAP, "a trimap has 1, 2 and 3")
 
 
 def read_list(path: Path) -> tuple[list[str], NDArray[np.int64], tuple[str, ...]]:

@@ -31,30 +31,27 @@ def file_key(path: Path) -> str:
     return f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
-def cached_arrays(kind: str, key: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
+def cached_arrays(kind: str, key: Sequence[str], make: Callable[[], Arrays], complain: bool = True) -> Arrays:
     """What ``make`` returned when it was last called for ``key``; a cache that cannot be used costs time alone.
 
     Args:
         kind: folder below the cache folder.
         key: all that the arrays depend on, a version of their format among it.
+        complain: say so where they cannot be kept.
     """
     name = hashlib.blake2b("\0".join(key).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
     path = cache_dir() / kind / f"{name}.npz"
-    if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return {entry: stored[entry] for entry in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            pass  # damaged: made again
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {entry: stored[entry] for entry in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        pass  # not there or damaged
     arrays = make()
     try:
         with atomic_path(path) as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]
     except (OSError, UserError) as error:
-        Console().print(
-            f"what was read is not kept ({error}); set SSL_TOOLKIT_CACHE to a folder that can be written",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        if complain:
+            line = f"what was read is not kept ({error}); set SSL_TOOLKIT_CACHE to a folder that can be written"
+            Console().print(line, markup=False, highlight=False, soft_wrap=True)
     return arrays

@@ -6,6 +6,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,24 @@ class DownloadConfig(PublishedConfig):
     """
 
     download: bool = False
+
+
+MOST_CLASSES = 1_000_000
+
+
+def numbered_classes(labels: NDArray[np.int64], where: str) -> tuple[str, ...]:
+    """The classes ``"0"`` to the largest of ``labels``.
+
+    Args:
+        where: what holds the labels, for errors.
+
+    Raises:
+        UserError: a label is below 0 or so large that it numbers something else.
+    """
+    wrong = labels[(labels < 0) | (labels >= MOST_CLASSES)]
+    if len(wrong):
+        raise UserError(f"{where} holds the label {wrong[0]}: classes are 0, 1, ..., fewer than {MOST_CLASSES:,}")
+    return tuple(str(number) for number in range(int(labels.max()) + 1))
 
 
 def check_fraction(value: float) -> None:
@@ -109,11 +128,12 @@ class Source:
                 for archive in (*whole.glob("*.tgz"), *whole.glob("*.tar.gz")):
                     archive.unlink()
                 try:
+                    target.parent.mkdir(exist_ok=True)
                     whole.replace(target)
                 except OSError:
                     if not target.is_dir():  # else another process was faster
                         raise
-        except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+        except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"cannot download {self.title} to {target}: {reason}; or get it from {self.url}") from error
 

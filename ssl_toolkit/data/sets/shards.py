@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ssl_toolkit.data.decode import ARRAY_SUFFIX, SUFFIXES
 from ssl_toolkit.data.sets.packed import Arrays, cached_arrays, file_key
+from ssl_toolkit.data.sets.published import MOST_CLASSES
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.progress import Bar, progress_bar
 
@@ -69,7 +70,7 @@ def expand(option: str, value: str) -> list[Path]:
     folder the ``*.tar`` in it.
 
     Raises:
-        UserError: one of them is not there, or two are the same.
+        UserError: one of them is not there, two are the same, or the braces are empty.
     """
     paths: list[Path] = []
     for pattern in re.split(r",(?![^{]*\})", value):
@@ -81,6 +82,8 @@ def expand(option: str, value: str) -> list[Path]:
             if not found:
                 raise UserError(f"{option}: there is no {name}: give tar files, such as shards/train-*.tar")
             paths += map(Path, found)
+    if not paths:
+        raise UserError(f"{option}={value} names no shard: numbers in braces count up, as in {{000..009}}")
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError(f"{option}={value} names a shard twice")
     return paths
@@ -94,7 +97,8 @@ def _braces(pattern: str) -> list[str]:
     bounds = re.fullmatch(r"(\d+)\.\.(\d+)", found.group(1))
     if bounds:
         first, last = bounds.groups()
-        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+        padded = any(end[0] == "0" and len(end) > 1 for end in (first, last))
+        width = max(len(first), len(last)) if padded else 0
         middle = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
     else:
         middle = found.group(1).split(",")
@@ -119,7 +123,7 @@ def read_index(paths: Sequence[Path], label_key: str | None) -> Index:
 
         for number, path in enumerate(paths):
             key = [_FORMAT, json.dumps(label_key), file_key(path)]
-            parts.append(cached_arrays("webdataset", key, partial(make, number)))
+            parts.append(cached_arrays("webdataset", key, partial(make, number), complain=not bars))
     shards = np.repeat(np.arange(len(parts)), [len(part["names"]) for part in parts])
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return Index(shards=shards, **joined)
@@ -200,7 +204,7 @@ def _label(path: Path, file: IO[bytes], key: str, kinds: dict[str, Member], labe
         except ValueError as error:
             raise UserError(f"{path}: {key}.json is not valid JSON ({error})") from error
         if isinstance(values, dict) and label_key in values:
-            return _whole(path, f"{label_key!r} in {key}.json", values[label_key])
+            return _whole(path, f"{label_key!r} in {key}.json", values[label_key], "; data.label_key=null reads none")
     return NO_LABEL
 
 
@@ -209,12 +213,11 @@ def _read(file: IO[bytes], member: Member) -> str:
     return file.read(member.size).decode("utf-8", "replace")
 
 
-def _whole(path: Path, what: str, value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if isinstance(value, str) and value.isdecimal():
-        return int(value)
-    raise UserError(f"{path}: {what} is {str(value)[:40]!r}: a label is a whole number from 0")
+def _whole(path: Path, what: str, value: object, hint: str = "") -> int:
+    text = str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else ""
+    if text.isdecimal() and len(text) < 20 and int(text) < MOST_CLASSES:
+        return int(text)
+    raise UserError(f"{path}: {what} is {str(value)[:40]!r}: a label is a whole number below {MOST_CLASSES:,}{hint}")
 
 
 class ShardFiles:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_toolkit.data.base import Image, ImageDataset
+from ssl_toolkit.data.base import Image, LabelledImages
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.sets.published import DownloadConfig, Source, check_fraction, part_of_train
 from ssl_toolkit.errors import UserError
@@ -75,7 +75,7 @@ class RawImages:
 
 
 @DATASETS.register("stl10", Stl10Config)
-class Stl10(ImageDataset):
+class Stl10(LabelledImages):
     """113,000 images of 96x96, 13,000 of them labelled, ten classes.
 
     Splits: test is the publisher's 8,000; val is ``val_fraction`` of their 5,000 labelled training images, chosen by a
@@ -100,7 +100,7 @@ class Stl10(ImageDataset):
             self._rows = part_of_train(names, config.val_fraction, split, folder)
         self._unlabeled = RawImages(folder / "unlabeled_X.bin") if config.unlabeled and split == "train" else None
         self.classes = None if self._unlabeled is not None else CLASSES
-        self._labels = labels[self._rows]
+        self.label_array = None if self.classes is None else labels[self._rows]
 
     def __len__(self) -> int:
         return len(self._rows) + (self._unlabeled.count if self._unlabeled is not None else 0)
@@ -111,17 +111,6 @@ class Stl10(ImageDataset):
                 return self._unlabeled[index]
             index -= self._unlabeled.count
         return self._images[int(self._rows[index])]
-
-    def label(self, index: int) -> int:
-        return int(self._known()[index])
-
-    def labels(self) -> NDArray[np.int64]:
-        return self._known().copy()
-
-    def _known(self) -> NDArray[np.int64]:
-        if self.classes is None:
-            raise NotImplementedError("stl10 has no labels with data.unlabeled=true")
-        return self._labels
 
     def fingerprint(self) -> str:
         """A hash of the names and sizes of the files and of the chosen images."""

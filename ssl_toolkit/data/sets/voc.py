@@ -170,8 +170,6 @@ def find_root(config: VocConfig) -> Path:
         raise UserError(f"data.root={root} is another year than data.year={config.year}: change one or the other")
     if root is not None and (root / inner).is_dir():
         root = root / inner
-    elif root is not None and config.download:
-        (root / "VOCdevkit").mkdir(parents=True, exist_ok=True)
     return source.folder(None if root is None else str(root), config.download)
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_toolkit.data.base import Image, ImageDataset
+from ssl_toolkit.data.base import Image, LabelledImages
 from ssl_toolkit.data.catalog import DATASETS
 from ssl_toolkit.data.decode import decode_image
 from ssl_toolkit.data.files import FileConfig
 from ssl_toolkit.data.sets.handles import PerProcess
-from ssl_toolkit.data.sets.published import check_fraction, part_of_train
+from ssl_toolkit.data.sets.published import check_fraction, numbered_classes, part_of_train
 from ssl_toolkit.data.sets.shards import NO_LABEL, Index, ShardFiles, expand, read_index, split_name
 from ssl_toolkit.errors import UserError
 
@@ -44,7 +46,7 @@ class WebDatasetConfig(FileConfig):
 
 
 @DATASETS.register("webdataset", WebDatasetConfig)
-class WebDataset(ImageDataset):
+class WebDataset(LabelledImages):
     """Samples of neighbouring files in uncompressed tar files; the label is a whole number in ``.cls`` or ``.json``.
 
     Splits: train is ``shards``; val is ``val_shards``, or where there are none ``val_fraction`` of the samples of
@@ -63,11 +65,8 @@ class WebDataset(ImageDataset):
         self.split = split
         self.in_channels = config.in_channels
         option = _option(config, split)
-        self.shards = expand(f"data.{option}", getattr(config, option))
-        train = self.shards if option == "shards" else expand("data.shards", config.shards)
-        shared = {path.resolve() for path in train} & {path.resolve() for path in self.shards}
-        if option != "shards" and shared:
-            raise UserError(f"{min(shared)} is in data.shards and data.{option}: evaluation needs other images")
+        lists = find_shards(config)
+        self.shards, train = lists[option], lists["shards"]
         index = read_index(self.shards, config.label_key)
         labels = index.labels if option == "shards" else read_index(train, config.label_key).labels
         if option == "shards" and not (split == "train" and config.val_shards):
@@ -76,18 +75,20 @@ class WebDataset(ImageDataset):
             index = Index._make(values[kept] for values in index)
         self.index = index
         self._files = PerProcess(partial(ShardFiles, self.shards))
-        if self._labelled(labels) and self._labelled(index.labels):
+        if self._labelled(labels, train) and self._labelled(index.labels, self.shards):
             if index.labels.max() > labels.max():
                 raise UserError(
                     f"data.{option} has the label {index.labels.max()}, data.shards only 0 to {labels.max()}"
                 )
-            self.classes = tuple(str(number) for number in range(labels.max() + 1))
+            self.classes = numbered_classes(labels, "data.shards")
+            self.label_array = index.labels
 
-    def _labelled(self, labels: NDArray[np.int64]) -> bool:
+    @staticmethod
+    def _labelled(labels: NDArray[np.int64], shards: Sequence[Path]) -> bool:
         without = int((labels == NO_LABEL).sum())
         if 0 < without < len(labels):
             raise UserError(
-                f"{without} of {len(labels)} samples in {self.shards[0].parent} have no label: add .cls files to them, "
+                f"{without} of {len(labels)} samples in {shards[0].parent} have no label: add .cls files to them, "
                 "or set data.label_key to the key in their .json files"
             )
         return without == 0
@@ -119,22 +120,27 @@ class WebDataset(ImageDataset):
     def encoded(self, index: int) -> NDArray[np.uint8] | None:
         return self.raw(index) if self.in_channels == 3 and self.config.bits == 8 else None
 
-    def label(self, index: int) -> int:
-        return int(self._known()[index])
-
-    def labels(self) -> NDArray[np.int64]:
-        return self._known().copy()
-
-    def _known(self) -> NDArray[np.int64]:
-        if self.classes is None:
-            raise NotImplementedError("the samples have no labels")
-        return self.index.labels
-
     def fingerprint(self) -> str:
         """A hash of the names and sizes of the images."""
         digest = hashlib.blake2b(self.index.names.tobytes(), digest_size=8)
         digest.update(self.index.sizes.tobytes())
         return digest.hexdigest()
+
+
+def find_shards(config: WebDatasetConfig) -> dict[str, list[Path]]:
+    """The tar files of each option that is set.
+
+    Raises:
+        UserError: one is not there, or one to train on is also one to evaluate on.
+    """
+    options = ("shards", "val_shards", "test_shards")
+    lists = {option: expand(f"data.{option}", getattr(config, option)) for option in options if getattr(config, option)}
+    train = {path.resolve() for path in lists["shards"]}
+    for option in options[1:]:
+        shared = train & {path.resolve() for path in lists.get(option, ())}
+        if shared:
+            raise UserError(f"{min(shared)} is in data.shards and data.{option}: evaluation needs other images")
+    return lists
 
 
 def _option(config: WebDatasetConfig, split: str) -> str:

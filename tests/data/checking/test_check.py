@@ -179,6 +179,89 @@ def test_what_is_dropped_is_a_choice(damaged: Path) -> None:
     assert run(damaged, duplicates=False).duplicates == []
 
 
+def test_drop_across_is_about_splits_alone(home: Path) -> None:
+    for i in range(3):
+        save(home / "flat" / f"{i}.png", seed=i)
+    shutil.copy(home / "flat/0.png", home / "flat/3.png")
+    assert run(home / "flat", drop_across=True).splits[0].kept == 3
+    assert run(home / "flat", drop_across=True, drop_duplicates=False).splits[0].kept == 4
+    with pytest.raises(ValueError, match="drop_across needs duplicates=true"):
+        CheckConfig(drop_across=True, duplicates=False)
+
+
+def test_groups_of_duplicates_are_in_the_order_of_their_files(home: Path) -> None:
+    for i in range(12):
+        save(home / "flat" / f"{i:02d}.png", seed=i)
+        shutil.copy(home / "flat" / f"{i:02d}.png", home / "flat" / f"{i:02d}b.png")
+    found = [group.files for group in run(home / "flat").duplicates]
+    assert found == [[f"{i:02d}.png", f"{i:02d}b.png"] for i in range(12)]
+
+
+def test_duplicates_that_were_not_looked_for_are_no_zero(damaged: Path) -> None:
+    report = run(damaged, duplicates=False)
+    assert [split.repeated for split in report.splits] == [None] * 3
+    assert json.loads(Path("pets-clean.json").read_text())["splits"][0]["repeated"] is None
+    printed(report)
+
+
+@pytest.mark.parametrize(
+    ("folders", "written"),
+    [
+        (("8710398", "8710399", "8710400"), {"8710398": "0", "8710399": "1", "8710400": "2"}),
+        (("-1", "1"), {"-1": "0", "1": "1"}),
+        (("001", "002", "010"), None),
+        (("1", "2", "3"), None),
+        (("1", "2", "x"), None),
+    ],
+)
+def test_class_folders_named_by_numbers(folders: tuple[str, ...], written: dict[str, str] | None, home: Path) -> None:
+    """The clean list has as many classes as the folder, in their order, and their names where a list can hold them."""
+    for seed, name in enumerate(folders):
+        save(home / "set" / name / "a.png", seed=seed)
+    report = run(home / "set")
+    rows = {Path(path).parent.name: label for path, label in listed("set-clean.txt")}
+    assert rows == (written or {name: name for name in folders})
+    assert report.numbered == (written is not None)
+    assert ("the lists number the classes" in "".join(notes(report))) == report.numbered
+    data = build_dataset({"name": "file_list", "file": "set-clean.txt", "val_fraction": 0.0}, "train")
+    assert data.classes is not None
+    shift = 1 if folders == ("1", "2", "3") else 0  # there is a class 0 then, of no image
+    assert data.labels().tolist() == [i + shift for i in range(len(folders))]
+    if written is None:
+        assert data.classes[shift:] == folders
+
+
+def test_a_list_is_not_written_over_after_hours_of_work(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(home / "1.png")
+    (home / "all-val.csv").write_text("path,split\n1.png,val\n")
+    (home / "link.csv").symlink_to("all-val.csv")
+    monkeypatch.setattr("ssl_toolkit.data.checking.check.examine_all", lambda *args: pytest.fail("was examined"))
+    (home / "a.txt").write_text("1.png\n")
+    (home / "b.txt").symlink_to("a.txt")
+    (home / "c-val.txt").hardlink_to("all-val.csv")
+    for path, out in (("a.txt", "a.txt"), ("a.txt", "b.txt"), ("b.txt", "a.txt"), ("link.csv", "c.txt")):
+        with pytest.raises(UserError, match="is the list to be checked"):
+            run(Path(path), out=out)
+
+
+def test_everything_that_is_said_fits_a_narrow_terminal(damaged: Path) -> None:
+    report = run(damaged)
+    console = Console(file=io.StringIO(), width=60)
+    print_report(report, console, 10)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "drop_across=true leaves them out of training" in text
+    assert "at most one label is right" in text
+
+
+def test_causes_are_whole(home: Path) -> None:
+    """What remains of an error line once the name and the usual advice are gone."""
+    save(home / "set" / "a.png")
+    (home / "set" / "b.tif").write_bytes(b"II*\0" + b"\x08\0\0\0" + bytes(100))
+    assert run(home / "set").unreadable == {"b.tif": "a TIFF of an unusual kind: convert it to PNG or .npy"}
+    found = run(home / "set", in_channels=4).unreadable["a.png"]
+    assert found == "has 3 channels, in_channels is 4: change one or the other"
+
+
 def test_the_report_as_json_and_in_print(damaged: Path) -> None:
     report = run(damaged)
     saved = json.loads(Path("pets-clean.json").read_text())
@@ -277,7 +360,7 @@ def test_bad_input(home: Path) -> None:
         ("none", {}, "none does not exist: give a folder"),
         ("empty", {}, "no images in"),
         ("notes.md", {}, "notes.md is no list"),
-        ("a.txt", {"out": "a.txt"}, "a.txt is the list that was checked"),
+        ("a.txt", {"out": "a.txt"}, "a.txt is the list to be checked"),
         ("a", {"out": "notes.md/x.txt"}, "cannot write to"),
     ]
     for path, options, message in cases:

@@ -73,6 +73,8 @@ def test_splits_of_their_own(tmp_path):
     only_test = {key: more[key] for key in ("images", "labels", "test_images", "test_labels")}
     assert len(arrays(**only_test)) + len(arrays("val", **only_test)) == 20
     assert len(arrays("test", **only_test)) == 10
+    fails("data.val_images: there is no file", **{**more, "val_images": str(tmp_path / "vla.npy")})
+    fails("data.test_labels: there is no file", **{**more, "test_labels": str(tmp_path / "tset.npy")})
     np.save(tmp_path / "test_labels.npy", np.full(10, 4))
     fails("data.test_labels has the label 4", "test", **more)
 
@@ -242,3 +244,37 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 )
 def test_bad_options(options, needle):
     fails(needle, images="images.npy", **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_on_what_is_evaluated_on_stops_at_once(tmp_path, form):
+    options = put(tmp_path, form, images=IMAGES)
+    again = options["images"].replace(str(tmp_path), f"{tmp_path}/../{tmp_path.name}")
+    for option in ("val_images", "test_images"):
+        for split in ("train", "val", "test"):
+            fails("evaluation needs other images", split, images=options["images"], **{option: again})
+    (tmp_path / "two").mkdir()
+    two = put(tmp_path / "two", form, images=IMAGES, other=IMAGES)
+    assert len(arrays(images=two["images"], val_images=two["other"])) == 40
+
+
+def test_an_archive_is_loaded_once_for_all_forked_processes(tmp_path, monkeypatch):
+    data = arrays(**put(tmp_path, "npz", images=IMAGES), val_fraction=0.0)
+    monkeypatch.setattr(np, "load", lambda *args, **kwargs: pytest.fail("loaded again"))
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    worker = context.Process(target=_read, args=(data, 11, queue))
+    worker.start()
+    assert np.array_equal(queue.get(timeout=60), IMAGES[11])
+    worker.join()
+
+
+def test_ids_are_no_labels(tmp_path):
+    fails("the label 10000000000", **put(tmp_path, "npy", images=IMAGES, labels=LABELS + 10**10))
+
+
+def test_an_empty_dataset_is_named(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["none"] = h5py.Empty("u1")
+    fails("/none in", images=str(tmp_path / "a.h5"))

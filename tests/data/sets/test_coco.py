@@ -32,6 +32,7 @@ def content(names):
         entry(2, 998, 90, [0.5, 0.25, 2.5, 1.5]),
         entry(3, 1000, 1, [0, 0, 8, 6], iscrowd=1, segmentation=crowd),
         entry(4, 1000, 1, [1, 1, 0, 5]),  # no area
+        entry(6, 1000, 1, [1, 1, 5, 0]),
         entry(5, 1000, 90, [2, 2, 1, 1]),
     ]
     return {"info": {"year": 2017}, "licenses": [{"id": 1, "name": "CC"}], "images": images,
@@ -72,7 +73,9 @@ def test_objects(tmp_path, below):
     position = {1: 0, 18: 1, 90: 2}
     total = 0
     for i in range(5):
-        wanted = [a for a in truth["annotations"] if a["image_id"] == by_name[train.relative(i)] and a["bbox"][2] > 0]
+        wanted = [
+            a for a in truth["annotations"] if a["image_id"] == by_name[train.relative(i)] and min(a["bbox"][2:]) > 0
+        ]
         boxes, labels, ignore = train.objects(i)
         assert boxes.tolist() == [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in wanted)]
         assert labels.tolist() == [position[a["category_id"]] for a in wanted]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from omegaconf import OmegaConf
 
 import ssl_toolkit.configs
 from ssl_toolkit.data import DATASETS, build_dataset
+from ssl_toolkit.errors import UserError
 from ssl_toolkit.views import ViewDataset, ViewGroup, ViewsConfig
+from tests.data import trees
 from tests.data.sets import test_ade20k, test_cityscapes, test_coco, test_voc
 
 CONFIGS = Path(ssl_toolkit.configs.__file__).parent / "data"
@@ -93,3 +96,29 @@ def test_yaml_lists_every_option_with_its_default_and_a_comment(name):
     assert written == dataclasses.asdict(DATASETS.entry(name).schema())
     for line in path.read_text().splitlines():
         assert line.startswith(("#", "name:")) or "  # " in line, line
+
+
+TRAIN_AND_VAL = {
+    "ade20k": ("images/training", "images/validation"),
+    "cityscapes": ("leftImg8bit/train", "leftImg8bit/val"),
+    "coco": ("train2017", "val2017"),
+    "imagenet": ("train", "val"),
+    "imagenette": ("train", "val"),
+}
+
+
+@pytest.mark.parametrize("name", TRAIN_AND_VAL)
+def test_one_folder_is_not_both_train_and_val(name, tmp_path):
+    options = {"root": str(tmp_path)}
+    if name.startswith("image"):
+        getattr(trees, name)(tmp_path)
+    else:
+        options = globals()[name](tmp_path)
+    train, val = TRAIN_AND_VAL[name]
+    (train,) = tmp_path.rglob(train)
+    val = next(path for path in tmp_path.rglob(val))
+    shutil.rmtree(val)
+    val.symlink_to(train, target_is_directory=True)
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match="hold the same images"):
+            build_dataset({"name": name, **options}, split)

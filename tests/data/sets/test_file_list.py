@@ -230,7 +230,8 @@ def test_txt_lists_that_are_wrong(root, lines, needle):
 @pytest.mark.parametrize(
     ("lines", "needle"),
     [
-        (["file,label", "a,b"], "no column 'path'"),
+        (["file,label", "a,b"], "no column 'path' in its first line, only 'file', 'label'"),
+        (["path;label", "a;b"], "only 'path;label'; columns are separated by commas"),
         (["path,label", f"{ALL[0]}"], "line 2: 1 values for 2 columns"),
         (["path,label", f"{ALL[0]},a", f"{ALL[1]},"], "line 3 has no label"),
         (["path,label", f"{ALL[0]},a", ",b"], "line 3 has no path"),
@@ -350,3 +351,17 @@ def test_a_long_list_is_not_looked_up_file_by_file(root, monkeypatch):
     assert len(data) == 20_000
     assert len(looked) < 20
     assert {root / "x/0.jpg", root / "x/19999.jpg"} <= set(looked)
+
+
+def test_numbers_with_leading_zeros_are_names(root):
+    file = write(root / "zeros.txt", *(f"{name}\t{i % 3:03d}" for i, name in enumerate(ALL)))
+    assert build(file).classes == ("000", "001", "002")
+    plain = write(root / "plain.txt", *(f"{name}\t{i % 3 + 1}" for i, name in enumerate(ALL)))
+    assert build(plain).classes == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize("kind", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named(root, kind):
+    text = "\n".join(ALL).encode(kind)
+    (root / "wide.txt").write_bytes(text if kind == "utf-16" else b"\xfe\xff" + text)
+    assert "wide.txt is UTF-16: save it as UTF-8" in fails(root / "wide.txt")

@@ -101,7 +101,11 @@ def test_splits_of_their_own(tmp_path):
     assert hidden.classes is None
     with pytest.raises(NotImplementedError):
         hidden.labels()
-    fails("has no split 'valid': did you mean 'validation'?", path, "val", val_split="valid")
+    for split in ("train", "val", "test"):
+        fails("has no split 'valid': did you mean 'validation'?", path, split, val_split="valid")
+    only_test = {"test_split": "test", "label_column": None}
+    train, val = (values(hugging(path, split, **only_test)) for split in ("train", "val"))
+    assert sorted(train + val) == list(range(9))
 
 
 @pytest.mark.parametrize(
@@ -247,3 +251,28 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 )
 def test_bad_options(tmp_path, options, needle):
     fails(needle, tmp_path, **options)
+
+
+def test_classes_that_a_split_numbers_otherwise(tmp_path):
+    other = datasets.ClassLabel(names=["owl", "cat", "dog"])
+    path = saved(tmp_path, train=table(0, 30, kind=NAMES), val=table(30, 6, labels=[0, 1, 2] * 2, kind=other))
+    val = hugging(path, "val", val_split="val")
+    assert val.classes == ("cat", "dog", "owl")
+    assert [val.classes[label] for label in val.labels()] == ["owl", "cat", "dog"] * 2
+    strange = datasets.ClassLabel(names=["cat", "dog", "cow"])
+    path = saved(tmp_path / "more", train=table(0, 30, kind=NAMES), val=table(30, 3, labels=[0, 1, 2], kind=strange))
+    fails("has the label cow (row 2)", path, "val", val_split="val")
+    path = saved(tmp_path / "less", train=table(0, 30, kind=NAMES), val=table(30, 3, labels=[0, -1, 1], kind=other))
+    fails("has the label -1 (row 1)", path, "val", val_split="val")
+
+
+def test_saved_tables_have_one_configuration(tmp_path):
+    fails("data.config_name=small", saved(tmp_path, train=table(0, 4, kind=NAMES)), config_name="small")
+
+
+def test_the_reason_is_the_first_cause(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("An error occurred while generating the dataset") from ValueError("row 3 is odd")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    fails("(row 3 is odd)", tmp_path)

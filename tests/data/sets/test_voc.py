@@ -236,3 +236,6 @@ def test_download_goes_through_torchvision_and_only_when_asked(tmp_path, monkeyp
     assert len(voc(tmp_path / "here", year=year, download=True)) == 3
     assert calls == parts
     assert len(voc(tmp_path / "here", year=year)) == 3
+    monkeypatch.setenv("SSL_TOOLKIT_CACHE", str(tmp_path / "cache"))  # where it goes without data.root
+    assert len(build_dataset({"name": "voc", "year": year, "download": True}, "train")) == 3
+    assert (tmp_path / "cache" / "datasets" / "VOCdevkit" / f"VOC{year}" / "JPEGImages").is_dir()

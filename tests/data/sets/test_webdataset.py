@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import tarfile
 
@@ -117,6 +118,7 @@ def test_ways_to_name_shards(tmp_path):
     fails("there is no", folder / "train-{000000..000003}.tar")
     fails("there is no", folder / "val-*.tar")
     fails("names a shard twice", f"{single[0]},{folder}")
+    fails("names no shard", folder / "train-{2..1}.tar")
     with pytest.raises(UserError, match=r"data\.shards is not set"):
         build_dataset({"name": "webdataset"}, "train")
 
@@ -127,6 +129,8 @@ def test_braces_expand_as_in_a_shell(tmp_path):
 
     assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expand("a-{8..11}") == ["a-8", "a-9", "a-10", "a-11"]
+    assert expand("a-{0..10}") == [f"a-{i}" for i in range(11)]
+    assert expand("a-{00..10}") == [f"a-{i:02d}" for i in range(11)]
     assert expand("{a,b}-{0..1}") == ["a-0", "a-1", "b-0", "b-1"]
     assert expand("plain") == ["plain"]
 
@@ -146,7 +150,11 @@ def test_splits_of_their_own(tmp_path):
     options["test_shards"] = str(tmp_path / "test.tar")
     assert values(webdataset(folder, "val", **options)) == list(range(100, 105))
     assert values(webdataset(folder, "test", **options)) == list(range(200, 206))
-    fails("is in data.shards and data.val_shards", folder, "val", val_shards=str(folder / "train-000001.tar"))
+    only_test = {"test_shards": options["test_shards"]}
+    train, val = (values(webdataset(folder, split, **only_test)) for split in ("train", "val"))
+    assert sorted(train + val) == list(range(30))
+    assert values(webdataset(folder, "test", **only_test)) == list(range(200, 206))
+    fails("data.val_shards: there is no", folder, val_shards=str(tmp_path / "vla.tar"))
     write_tar(tmp_path / "val.tar", [("x.png", picture(1)), ("x.cls", b"3")])
     fails("data.val_shards has the label 3, data.shards only 0 to 2", folder, "val", **options)
     write_tar(tmp_path / "val.tar", [("x.png", picture(1))])
@@ -203,6 +211,17 @@ def test_the_index_is_kept_until_a_shard_changes(tmp_path, monkeypatch):
     assert read == ["train-000001.tar"]
     webdataset(folder, label_key="class")
     assert len(read) == 4
+
+
+def test_the_index_is_of_the_place_and_the_size_of_a_shard_too(tmp_path):
+    one, two = (write_tar(tmp_path / f"{n}.tar", samples(n, 5, prefix="abc"[n])) for n in (0, 1))
+    os.utime(one, ns=(10**18, 10**18))
+    os.utime(two, ns=(10**18, 10**18))
+    assert one.stat().st_size == two.stat().st_size
+    assert [d.index.names[0][:1] for d in (webdataset(one), webdataset(two))] == [b"a", b"b"]
+    write_tar(one, samples(0, 12, prefix="c"))
+    os.utime(one, ns=(10**18, 10**18))
+    assert len(webdataset(one, val_fraction=0.0)) == 12
 
 
 def _read(data, index, queue):
@@ -295,6 +314,9 @@ def test_a_shard_that_changes_under_way(tmp_path):
         ([("a.png", picture(1)[:50]), ("a.cls", b"0")], None),
         ([("a.png", picture(1)), ("a.cls", b"cat")], "a.cls is 'cat'"),
         ([("a.png", picture(1)), ("a.cls", b"-1")], "a.cls is '-1'"),
+        ([("a.png", picture(1)), ("a.cls", b"1000000")], "a.cls is '1000000'"),
+        ([("a.png", picture(1)), ("a.cls", b"9" * 5000)], "a.cls is '999"),
+        ([("a.png", picture(1)), ("a.json", b'{"label": 123456789012345678901}')], "data.label_key=null reads none"),
         ([("a.png", picture(1)), ("a.json", b'{"label": "cat"}')], "'label' in a.json is 'cat'"),
         ([("a.png", picture(1)), ("a.json", b'{"label": true}')], "'label' in a.json is 'True'"),
         ([("a.png", picture(1)), ("a.json", b'{"label": 1.5}')], "'label' in a.json is '1.5'"),
@@ -311,3 +333,18 @@ def test_bad_samples(tmp_path, members, needle):
     with pytest.raises(UserError) as caught:
         data.image(0)
     assert f"{path}: a.png" in str(caught.value)
+
+
+def test_training_on_what_is_evaluated_on_stops_at_once(tmp_path):
+    folder = shard_tree(tmp_path / "shards")
+    other = folder / "train-000001.tar"
+    for option in ("val_shards", "test_shards"):
+        for split in ("train", "val", "test"):
+            fails(f"is in data.shards and data.{option}", folder, split, **{option: str(other)})
+
+
+def test_a_cache_that_cannot_be_used_is_said_once(tmp_path, monkeypatch, capsys):
+    folder = shard_tree(tmp_path / "shards")
+    monkeypatch.setenv("SSL_TOOLKIT_CACHE", str(tmp_path / ("x" * 300)))
+    assert len(webdataset(folder, val_fraction=0.0)) == 30
+    assert capsys.readouterr().out.count("is not kept") == 1
