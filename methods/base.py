@@ -28,23 +28,53 @@ class MethodOutput(NamedTuple):
         loss: float32 scalar with a graph.
         terms: detached, weighted parts of it.
         pooled: ``(B, C)``, the detached representations of the first view, for probes and monitors.
+        embedded: ``(B, D)``, detached: what the global head made of them; None without a global head.
         statistics: computes other numbers worth logging, scalars by name, for this batch; costs nothing until called.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
     pooled: Tensor
+    embedded: Tensor | None = None
     statistics: Callable[[], dict[str, Tensor]] = dict
 
 
+class Embedded(NamedTuple):
+    """What the network makes of a batch; the loss is computed from it.
+
+    Attributes:
+        pooled: ``(B, C)``, the detached representations of the first view.
+        whole: global embeddings ``(B, D)``, one for each view; empty without a global head.
+        cells: local embeddings ``(B, H * W, D)``, one for each view; empty without a local criterion.
+        sizes: height and width of each view's map.
+    """
+
+    pooled: Tensor
+    whole: tuple[Tensor, ...] = ()
+    cells: tuple[Tensor, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+
+
 class Method(nn.Module):
-    """A pretraining method: ``method(batch) -> MethodOutput``. The trainer knows nothing else of it."""
+    """A pretraining method: ``method(batch) -> MethodOutput``. The trainer knows nothing else of it.
+
+    It is made of two halves, so that images can pass through the network in parts while the loss sees all of them:
+    `embed` treats each image by itself (but for norm statistics), `compare` has no weights.
+    """
 
     backbone: Backbone
 
+    def embed(self, batch: ViewBatch) -> Embedded:
+        """The embeddings of normalised views."""
+        raise NotImplementedError
+
+    def compare(self, embedded: Embedded, batch: ViewBatch) -> MethodOutput:
+        """The loss of the embeddings of a batch, of which boxes, flips and sizes are read."""
+        raise NotImplementedError
+
     def forward(self, batch: ViewBatch) -> MethodOutput:
         """Loss of one batch of normalised views."""
-        raise NotImplementedError
+        return self.compare(self.embed(batch), batch)
 
     def local_vectors(self, maps: Tensor) -> Tensor:
         """``(B, H * W, D)``: the vectors in which this method would match cells; the features themselves by default."""
@@ -130,29 +160,35 @@ class JointEmbedding(Method):
         """The local projector's embedding of every cell, or the features where there is no local projector."""
         return super().local_vectors(maps) if self.local_head is None else embed_cells(self.local_head, maps)
 
-    def forward(self, batch: ViewBatch) -> MethodOutput:
-        """Loss of one batch of normalised views; see the class."""
+    def embed(self, batch: ViewBatch) -> Embedded:
+        """The heads' embeddings of every view; see the class."""
         features = [self.backbone(view.image) for view in batch.views]
+        return Embedded(
+            pooled=features[0].pooled.detach(),
+            whole=tuple(self.head(f.pooled) for f in features) if self.head is not None else (),
+            cells=tuple(self.local_vectors(f.maps) for f in features) if self.local is not None else (),
+            sizes=tuple((f.maps.shape[2], f.maps.shape[3]) for f in features),
+        )
+
+    def compare(self, embedded: Embedded, batch: ViewBatch) -> MethodOutput:
+        """The global and the local criterion, weighted; see the class."""
         parts: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         statistics: Callable[[], dict[str, Tensor]] = dict
-        if self.head is not None:
-            whole = self.criterion.views([self.head(f.pooled) for f in features], batch.num_large)
+        if embedded.whole:
+            whole = self.criterion.views(list(embedded.whole), batch.num_large)
             parts.append((self.alpha if self.local is not None else 1.0) * whole.total)
             terms |= {f"global_{name}": value for name, value in whole.terms.items()}
         if self.local is not None:
             maps = [
-                CellMap(
-                    self.local_vectors(f.maps),
-                    self.local.locate(batch, i, (f.maps.shape[2], f.maps.shape[3])),
-                    large=i < batch.num_large,
-                )
-                for i, f in enumerate(features)
+                CellMap(vectors, self.local.locate(batch, view, size), large=view < batch.num_large)
+                for view, (vectors, size) in enumerate(zip(embedded.cells, embedded.sizes))
             ]
             cells, statistics = self.local.evaluate(maps)
             parts.append((1.0 - self.alpha) * cells.total)
             terms |= cells.terms
-        return MethodOutput(torch.stack(parts).sum(), terms, features[0].pooled.detach(), statistics)
+        first = embedded.whole[0].detach() if embedded.whole else None
+        return MethodOutput(torch.stack(parts).sum(), terms, embedded.pooled, first, statistics)
 
     def check(self, map_sizes: list[tuple[int, int]], num_large: int) -> None:
         """Refuse a single view, and a gamma above the cells of a map."""

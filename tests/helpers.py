@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,8 @@ def quick_overrides(runs: Path, method: str = "vicregl") -> list[str]:
         "trainer.workers=0",
         "trainer.precision=fp32",
     ]
+
+
+def heed_interrupts() -> None:
+    """``preexec_fn`` of a process that is to stop on SIGINT, which jobs that a shell runs in the background ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

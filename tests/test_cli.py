@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ssl_toolkit.cli import main
-from tests.helpers import quick_overrides
+from tests.helpers import heed_interrupts, quick_overrides
 
 FAST_EVAL = ["linear.epochs=1", "segmentation.iterations=2", "precision=fp32"]
 
@@ -207,8 +207,9 @@ def test_a_checkpoint_of_another_architecture_is_named(trained: Path, capsys: py
 def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(home: Path) -> None:
     options = [*quick_overrides(home / "runs"), "trainer.epochs=2000", "name=stopped"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ssl_toolkit.cli", "pretrain", *options], stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "ssl_toolkit.cli", "pretrain", *options],
+        stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
+    )  # fmt: skip
     metrics = home / "runs" / "stopped" / "metrics.csv"
     deadline = time.monotonic() + 150
     try:

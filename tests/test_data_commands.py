@@ -25,6 +25,7 @@ from ssl_toolkit.data_commands import PreviewConfig, suggestion
 from ssl_toolkit.registry import typed
 from ssl_toolkit.views import ViewBatch, ViewDataset, ViewsConfig
 from ssl_toolkit.views.sheet import draw_sheet
+from tests.helpers import heed_interrupts
 from tests.test_cli import error_of, write_photos
 
 
@@ -176,7 +177,7 @@ def test_ctrl_c_ends_a_check_with_its_workers(home: Path) -> None:
         os.mkfifo(home / "photos" / f"{i}.jpg")
     process = subprocess.Popen(
         [sys.executable, "-m", "ssl_toolkit.cli", "data", "check", "photos", "workers=1"],
-        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 120

@@ -1,6 +1,8 @@
 """Pretraining: the Lightning module, callbacks and run folders. Knows no method by name."""
 
-from ssl_toolkit.training.pretrain import TrainerConfig, assemble, pretrain, resume
+from ssl_toolkit.training.options import TrainerConfig
+from ssl_toolkit.training.parts import assemble
+from ssl_toolkit.training.pretrain import pretrain, resume
 from ssl_toolkit.training.run import new_run_folder, read_run_config, write_baseline_files
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from ssl_toolkit import training
 from ssl_toolkit.config import compose_config
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.training.pretrain import resolved
+from ssl_toolkit.training.parts import resolved
 from tests.helpers import quick_overrides
 
 
