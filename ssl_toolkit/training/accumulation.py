@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ssl_toolkit.criteria.loss import attach
 from ssl_toolkit.methods.base import Embedded, Method, MethodOutput
 from ssl_toolkit.views.batch import ViewBatch
 
@@ -82,5 +83,4 @@ def accumulated(
         if number < parts - 1:
             torch.autograd.backward(reached, [gradient[part] for gradient in gradients])
             torch.clear_autocast_cache()
-    last = torch.stack([(t.float() * g[rows[-1]].float()).sum() for t, g in zip(reached, gradients)]).sum()
-    return output._replace(loss=output.loss.detach() + (last - last.detach()))
+    return output._replace(loss=attach(output.loss.detach(), reached, [gradient[rows[-1]] for gradient in gradients]))
