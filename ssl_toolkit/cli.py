@@ -40,10 +40,11 @@ COMMANDS = {
     ),
     "report": ("write report.html of a run", "ssl-toolkit report runs/NAME"),
     "bench": (
-        "time our losses, training steps and views against others'",
+        "time our losses, training steps, trainings and views against others'",
         "ssl-toolkit bench criterion\n"
         "  ssl-toolkit bench criterion cases=A,nt_xent contenders=lightly rounds=10\n"
         "  ssl-toolkit bench step backbone=resnet50 batch_size=32\n"
+        "  ssl-toolkit bench train cases=resnet18\n"
         "  ssl-toolkit bench views recipes=vicreg workers=4",
     ),
     "demo": (
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers["compare"].add_argument("--csv", metavar="FILE", help="also write the table as CSV")
     subparsers["compare"].add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
     subparsers["report"].add_argument("run", metavar="RUN", help="run folder")
-    subparsers["bench"].add_argument("suite", help="criterion, step or views")
+    subparsers["bench"].add_argument("suite", help="criterion, step, train or views")
     subparsers["bench"].add_argument(
         "overrides", nargs="*", metavar="key=value", help="keys of configs/bench_<suite>.yaml"
     )

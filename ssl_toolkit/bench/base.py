@@ -93,6 +93,7 @@ class Comparison:
         beside: published figures by contender, shown in a column of their own.
         notes: sentences under the table.
         items: images that a call works on; throughput is then shown in place of memory.
+        memory: show memory beside throughput.
         twin: the same contenders on small float64 inputs on the CPU, where those of the same maths must agree to
             rounding. At full size and in float32 a nearest neighbour may flip, which says nothing.
     """
@@ -103,6 +104,7 @@ class Comparison:
     beside: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     items: int | None = None
+    memory: bool = False
     twin: Comparison | None = None
 
 

@@ -153,7 +153,8 @@ def table(measured: Measured) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
     shown.add_column("")
     against = f"/ {measured.reference}"
-    last = ["MB", against] if comparison.items is None else ["images/s"]
+    last = [] if comparison.items is None else ["images/s"]
+    last += ["MB", against] if comparison.items is None or comparison.memory else []
     for heading in ("ms", "range", against, "range", *last, *(["paper"] if comparison.beside else [])):
         shown.add_column(heading, justify="right")
     for contender in comparison.contenders:
@@ -175,10 +176,11 @@ def table(measured: Measured) -> Table:
 
 def _last_cells(measured: Measured, name: str) -> list[str]:
     comparison = measured.comparison
-    if comparison.items is not None:
-        return [f"{comparison.items / measured.samples[name].median:,.0f}"]
+    cells = [] if comparison.items is None else [f"{comparison.items / measured.samples[name].median:,.0f}"]
+    if comparison.items is not None and not comparison.memory:
+        return cells
     memory = measured.memory_ratio(name)
-    return [_megabytes(measured.memory(name)), "" if memory is None else _factor(memory, comparison.percent)]
+    return [*cells, _megabytes(measured.memory(name)), "" if memory is None else _factor(memory, comparison.percent)]
 
 
 def notes(measured: Measured) -> list[str]:

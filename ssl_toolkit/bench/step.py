@@ -122,7 +122,7 @@ def build(options: StepConfig, method_options: Mapping[str, Any], device: torch.
     return module.to(device).train()
 
 
-def _check(options: StepConfig, methods: Mapping[str, Mapping[str, Any]]) -> None:
+def check_sizes(options: StepConfig, methods: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse sizes that a method cannot train on, without the memory of its weights."""
     OPTIMIZERS.options(options.optimizer)
     for name, method_options in methods.items():
@@ -159,7 +159,7 @@ def step(options: StepConfig, device: torch.device) -> Suite:
     """Normalisation, forward, backward and optimizer step on random views that are on the device already."""
     dtype = pick_precision(options.precision, device)
     methods = {name: method_config(options, name) for name in options.methods}
-    _check(options, methods)
+    check_sizes(options, methods)
     head = "each method's own" if options.head is None else "-".join(map(str, options.head))
     facts = [
         ("methods", f"{', '.join(options.methods)}; global head {head}, {options.optimizer['name']}"),

@@ -15,6 +15,18 @@ TINY = {
         "head=[16,16]",
         "precision=fp32",
     ],
+    "train": [
+        "rounds=1",
+        "cases=tiny",
+        "+sizes.tiny.backbone=tiny_resnet",
+        "+sizes.tiny.image_size=48",
+        "+sizes.tiny.batch_size=4",
+        "head=[16,16]",
+        "accumulate=2",
+        "images=8",
+        "steps=2",
+        "workers=0",
+    ],
     "views": ["rounds=1", "recipes=small", "images=8", "height=40", "width=48", "batch_size=4", "workers=0"],
 }
 """Overrides by suite."""
