@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,10 +11,11 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from ssl_toolkit import __version__
-from ssl_toolkit.errors import UserError
+from ssl_toolkit.errors import Terminated, UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 COMMANDS = {
     "pretrain": (
@@ -21,7 +23,13 @@ COMMANDS = {
         "ssl-toolkit pretrain experiment=digits_vicregl\n"
         "  ssl-toolkit pretrain method=simclr_l backbone=resnet18 data=folder data.root=photos trainer.epochs=50\n"
         "  ssl-toolkit pretrain -m experiment=digits_vicregl seed=0,1,2\n"
-        "  ssl-toolkit pretrain run=runs/NAME                  (resume a stopped run)",
+        "  ssl-toolkit pretrain run=runs/NAME                  (resume a stopped run)\n"
+        "  ssl-toolkit pretrain init=runs/NAME                 (a new run from its weights)",
+    ),
+    "export": (
+        "write the backbone of a run as safetensors",
+        "ssl-toolkit export runs/NAME                        (of its last checkpoint, finished or not)\n"
+        "  ssl-toolkit export runs/NAME --checkpoint best --out backbone.safetensors",
     ),
     "eval": (
         "measure a backbone: knn, linear, segmentation",
@@ -34,6 +42,10 @@ COMMANDS = {
         "  ssl-toolkit data check train.txt workers=8 out=clean.txt\n"
         "  ssl-toolkit data preview data=folder data.root=photos views=vicregl_multicrop out=views.png",
     ),
+    "replay": (
+        "do a step that had no finite loss again, and see where it broke",
+        "ssl-toolkit replay runs/NAME/failures/step-000123.pt",
+    ),
     "compare": (
         "results of several runs side by side",
         "ssl-toolkit compare runs/A runs/B --html compare.html",
@@ -45,7 +57,8 @@ COMMANDS = {
         "  ssl-toolkit bench criterion cases=A,nt_xent contenders=lightly rounds=10\n"
         "  ssl-toolkit bench step backbone=resnet50 batch_size=32\n"
         "  ssl-toolkit bench train cases=resnet18\n"
-        "  ssl-toolkit bench views recipes=vicreg workers=4",
+        "  ssl-toolkit bench views recipes=vicreg workers=4\n"
+        "  ssl-toolkit bench scaling worlds=8,64,512",
     ),
     "demo": (
         "VICReg against VICRegL on embedded data, in minutes on a CPU",
@@ -79,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     subparsers["pretrain"].add_argument(
         "overrides", nargs="*", metavar="key=value", help="groups and keys of configs/pretrain.yaml"
     )
+    subparsers["export"].add_argument("run", metavar="RUN", help="run folder")
+    subparsers["export"].add_argument("--out", metavar="FILE", help="RUN/backbone-CHECKPOINT.safetensors by default")
+    subparsers["export"].add_argument("--checkpoint", default="last", metavar="NAME", help="last, best or epoch-0010")
     subparsers["eval"].add_argument("protocols", help="comma-separated: knn,linear,segmentation")
     subparsers["eval"].add_argument(
         "overrides", nargs="*", metavar="key=value", help="groups and keys of configs/eval.yaml"
@@ -99,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     subparsers["compare"].add_argument("--csv", metavar="FILE", help="also write the table as CSV")
     subparsers["compare"].add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
     subparsers["report"].add_argument("run", metavar="RUN", help="run folder")
-    subparsers["bench"].add_argument("suite", help="criterion, step, train or views")
+    subparsers["replay"].add_argument("file", metavar="FILE", help="a failed step of a run")
+    subparsers["bench"].add_argument("suite", help="criterion, step, train, views or scaling")
     subparsers["bench"].add_argument(
         "overrides", nargs="*", metavar="key=value", help="keys of configs/bench_<suite>.yaml"
     )
@@ -115,8 +132,10 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
 
     actions: dict[str, Callable[[], int]] = {
         "pretrain": lambda: commands.pretrain(args.overrides, args.multirun, console),
+        "export": lambda: commands.export(args.run, args.checkpoint, args.out, console),
         "eval": lambda: commands.evaluate(args.protocols, args.overrides, console),
         "data": lambda: data_commands.data(args.action, args.arguments, console),
+        "replay": lambda: commands.replay(args.file, console),
         "compare": lambda: commands.compare(args.runs, args.html, args.csv, args.markdown, console),
         "report": lambda: commands.report(args.run, console),
         "bench": lambda: commands.bench(args.suite, args.overrides, console),
@@ -127,7 +146,7 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, 1 where ``data check`` found fault, 2 for bad input (one line on stderr), 130 when
-    interrupted."""
+    interrupted, 143 when terminated."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.command is None:
@@ -139,11 +158,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if args.debug:
             traceback.print_exc()
-        errors.print(f"[bold red]error:[/bold red] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        return EXIT_USER_ERROR
+        if _tells():
+            errors.print(f"[bold red]error:[/bold red] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        return _left(EXIT_USER_ERROR)
     except KeyboardInterrupt as stopped:
-        errors.print(str(stopped) or "interrupted", highlight=False, markup=False, soft_wrap=True)
-        return EXIT_INTERRUPTED
+        if _tells():
+            errors.print(str(stopped) or "interrupted", highlight=False, markup=False, soft_wrap=True)
+        return _left(EXIT_TERMINATED if isinstance(stopped, Terminated) else EXIT_INTERRUPTED)
+    except Exception:
+        if _tells():
+            raise
+        return _left(1)
+
+
+def _tells() -> bool:
+    """Whether this process says what went wrong; of many that torchrun started, the first to ask does."""
+    if "ssl_toolkit.training" not in sys.modules:
+        return True
+    from ssl_toolkit.training.world import first_to_tell
+
+    return first_to_tell()
+
+
+def _left(status: int) -> int:
+    """``status``; a process among others ends here, since on its way out NCCL could wait for them for ever."""
+    if "ssl_toolkit.training" in sys.modules:
+        from ssl_toolkit.criteria.distributed import world_size
+
+        if world_size() > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return status
 
 
 def _escape(text: str) -> str:

@@ -15,9 +15,7 @@ from ssl_toolkit.errors import UserError
 from ssl_toolkit.registry import typed
 from ssl_toolkit.reporting.compare import compare as compare_runs
 from ssl_toolkit.reporting.report import write_comparison_report, write_report
-
-# What may differ when a run is resumed: how fast it goes, not what it computes.
-RESUMABLE = ("trainer.workers", "trainer.log_every")
+from ssl_toolkit.slurm_commands import slurm_options, submit_runs
 
 
 def pretrain(overrides: Sequence[str], multirun: bool, console: Console) -> int:
@@ -26,10 +24,15 @@ def pretrain(overrides: Sequence[str], multirun: bool, console: Console) -> int:
         return _sweep(overrides, console)
     if is_sweep(overrides):
         raise UserError("an option has several values; add -m for one run per combination")
-    config = compose_config("pretrain", overrides)
-    run = _resume(config, overrides, console) if config.run else training.pretrain(config, console)
-    write_report(run)
-    _where(run, console)
+    resumed = any(parse(override).key_or_group == "run" for override in overrides)
+    config = _resumed_config(overrides) if resumed else compose_config("pretrain", overrides)
+    if slurm_options(config) is not None:
+        return submit_runs([config], Path(config.run) if resumed else None, console)
+    run = training.resume(Path(config.run), config, console) if resumed else training.pretrain(config, console)
+    if training.current_world().first:
+        write_report(run)
+        _where(run, console)
+    training.leave()
     return 0
 
 
@@ -42,33 +45,53 @@ def _where(run: Path, console: Console) -> None:
     )
 
 
-def _resume(config: DictConfig, overrides: Sequence[str], console: Console) -> Path:
-    run = Path(config.run)
+def _resumed_config(overrides: Sequence[str]) -> DictConfig:
+    """The config of the run that ``run=`` names, with what else may be given."""
+    keys = [parse(override).key_or_group for override in overrides]
+    run = Path(str(next(parse(o).value() for o, key in zip(overrides, keys) if key == "run")))
     saved = training.read_run_config(run)
-    for override in overrides:
-        key = parse(override).key_or_group
-        if key in RESUMABLE:
-            OmegaConf.update(saved, key, OmegaConf.select(config, key))
-        elif key != "run":
+    for key in keys:
+        if key != "run" and not training.is_free(key):
             raise UserError(
                 f"{key} cannot be given with run=: a resumed run keeps its config ({run / 'config.yaml'}); "
                 f"use init={run} to start a new run from its weights"
             )
-    return training.resume(run, saved, console)
+    data = [f"data={saved.data.name}"] if any(key.startswith("data.") for key in keys) else []
+    config = compose_config("pretrain", [*data, *overrides])
+    for key in keys:
+        OmegaConf.update(saved, key, OmegaConf.select(config, key))
+    return saved
+
+
+def export(run: str, checkpoint: str, out: str | None, console: Console) -> int:
+    """``ssl-toolkit export``: the backbone in a checkpoint, as a file of its own."""
+    path = training.export(Path(run), checkpoint, None if out is None else Path(out))
+    console.print(f"weights  {path}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def _sweep(overrides: Sequence[str], console: Console) -> int:
     jobs = expand(overrides)
-    for job in jobs:  # all of them before any work is done
-        training.assemble(compose_config("pretrain", job))
+    configs = [compose_config("pretrain", job) for job in jobs]
+    for config, job in zip(configs, jobs):
+        config.name = training.sweep_name(config, [part for part in job if part not in overrides])
+    if any(slurm_options(config) is not None for config in configs):
+        return submit_runs(configs, None, console)
+    for config in configs:  # all of them before any work is done
+        training.assemble(config.copy())
+    world = training.current_world()
+    console = training.console_of(world, console)
     finished, failed = [], []
-    for number, job in enumerate(jobs, 1):
+    for number, (config, job) in enumerate(zip(configs, jobs), 1):
         console.rule(f"{number} of {len(jobs)}: {' '.join(job)}")
         try:
-            run = training.pretrain(compose_config("pretrain", job), console)
-            write_report(run)
+            run = training.pretrain(config, console)
+            if world.first:
+                write_report(run)
             finished.append(run)
         except UserError as error:
+            if world.size > 1:  # the others may not know of it
+                raise
             failed.append(f"{' '.join(job)}: {error}")
             console.print(f"failed: {error}", highlight=False, markup=False, soft_wrap=True)
     if finished:
@@ -76,6 +99,7 @@ def _sweep(overrides: Sequence[str], console: Console) -> int:
         console.print(f"\nruns     {names}\nnext     ssl-toolkit compare {names}", highlight=False, soft_wrap=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed; the first: {failed[0]}")
+    training.leave()
     return 0
 
 
@@ -130,6 +154,12 @@ def _eval_source(config: DictConfig, data: DictConfig) -> tuple[evaluation.Sourc
     else:
         raise UserError("say what to evaluate: run=FOLDER, checkpoint=FILE, or backbone=NAME for an untrained one")
     return source, Path(config.out) if config.out is not None else out
+
+
+def replay(file: str, console: Console) -> int:
+    """``ssl-toolkit replay``: see `ssl_toolkit.training.replay`."""
+    training.replay(Path(file), console)
+    return 0
 
 
 def compare(runs: Sequence[str], html: str | None, csv: str | None, markdown: str | None, console: Console) -> int:

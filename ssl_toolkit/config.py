@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,15 +18,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ssl_toolkit.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
 CONFIGS = "ssl_toolkit.configs"
 
 
 def choices(group: str) -> list[str]:
-    """Names of the YAML files of a config group (``method``)."""
+    """Names of the YAML files of a config group (``method``), those in its folders with theirs (``paper/NAME``)."""
     folder = resources.files(CONFIGS) / group
-    if not folder.is_dir():
-        return []
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+    return sorted(_yaml_names(folder)) if folder.is_dir() else []
+
+
+def _yaml_names(folder: Traversable, prefix: str = "") -> Iterator[str]:
+    for item in folder.iterdir():
+        if item.is_dir():
+            yield from _yaml_names(item, f"{prefix}{item.name}/")
+        elif item.name.endswith(".yaml"):
+            yield prefix + item.name.removesuffix(".yaml")
 
 
 def groups() -> list[str]:

@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """Stopped by SIGTERM, as schedulers do, after everything was put away; the command line exits with 143."""
+
+
 def nearest(name: str, choices: Iterable[str], limit: int = 3) -> str:
     """``"did you mean 'a' or 'b'?"`` where something is close, else the list of what is valid."""
     known = sorted(map(str, choices))

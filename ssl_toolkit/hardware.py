@@ -13,6 +13,18 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "bf16", "fp32")
 
 
+def check_device_name(name: str) -> tuple[str, str]:
+    """Kind and number (empty for none) of a config value, see `pick_device`.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (number and (kind != "cuda" or not number.isdigit())):
+        raise unknown("device", name, DEVICES)
+    return kind, number
+
+
 def pick_device(name: str) -> torch.device:
     """The device of a config value.
 
@@ -22,9 +34,7 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: an unknown name, or a device that this machine does not have.
     """
-    kind, _, number = name.partition(":")
-    if kind not in DEVICES or (number and (kind != "cuda" or not number.isdigit())):
-        raise unknown("device", name, DEVICES)
+    kind, number = check_device_name(name)
     if kind == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():

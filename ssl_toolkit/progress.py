@@ -27,8 +27,17 @@ class Bar:
     Made by `progress_bar`, which also closes it.
     """
 
-    def __init__(self, title: str, total: int, unit: str, console: Console, done: int = 0) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        unit: str,
+        console: Console,
+        done: int = 0,
+        log_every: float = LOG_EVERY_SECONDS,
+    ) -> None:
         self.title, self.total, self.unit, self.console = title, total, unit, console
+        self.log_every = log_every
         self.done = done
         self.note = ""
         self._start_done = done
@@ -49,6 +58,11 @@ class Bar:
             self._task = self._live.add_task(title, total=total, completed=done, status="")
 
     @property
+    def live(self) -> bool:
+        """Whether it is drawn on a terminal."""
+        return self._live is not None
+
+    @property
     def rate(self) -> float:
         """Units a second since the bar was made."""
         return (self.done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
@@ -66,7 +80,7 @@ class Bar:
             self.note = note
         if self._live is not None:
             self._live.update(self._task, completed=self.done, status=self.status())
-        elif time.monotonic() - self._last_log >= LOG_EVERY_SECONDS:
+        elif time.monotonic() - self._last_log >= self.log_every:
             self._last_log = time.monotonic()
             self.log(f"{self.title}: {self.done}/{self.total}, {self.status()}")
 
@@ -85,10 +99,15 @@ class Bar:
 
 @contextmanager
 def progress_bar(
-    title: str, total: int, unit: str = "images", done: int = 0, console: Console | None = None
+    title: str,
+    total: int,
+    unit: str = "images",
+    done: int = 0,
+    console: Console | None = None,
+    log_every: float = LOG_EVERY_SECONDS,
 ) -> Iterator[Bar]:
-    """A `Bar` for the length of a ``with`` block."""
-    bar = Bar(title, total, unit, console or Console(), done)
+    """A `Bar` for the length of a ``with`` block; in a log it has a line every ``log_every`` seconds."""
+    bar = Bar(title, total, unit, console or Console(), done, log_every)
     try:
         yield bar
     finally:

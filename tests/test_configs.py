@@ -36,7 +36,7 @@ def every(*names: str) -> list[tuple[str, str]]:
 
 
 def test_the_groups_are_those_documented() -> None:
-    assert groups() == ["backbone", "data", "experiment", "method", "optimizer", "views"]
+    assert groups() == ["backbone", "data", "experiment", "launcher", "method", "optimizer", "views"]
     assert choices("method") == METHODS.names()
     assert choices("optimizer") == OPTIMIZERS.names()
     assert choices("data") == DATASETS.names()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -75,6 +76,7 @@ def extract(
     precision: torch.dtype = torch.float32,
     maps: bool = False,
     masks: bool = False,
+    console: Console | None = None,
 ) -> FeatureBank:
     """Features of every image of ``dataset``.
 
@@ -85,6 +87,7 @@ def extract(
         precision: ``torch.bfloat16`` runs the forward pass in autocast, ``torch.float32`` does not.
         maps: also keep the last feature maps.
         masks: also keep the masks, cut like the images.
+        console: where progress is shown.
 
     Raises:
         UserError: an empty split, labels or mask values outside the classes, a mask of another size than
@@ -96,7 +99,7 @@ def extract(
     backbone = backbone.to(device)
     bank: FeatureBank | None = None
     title, start = f"features of {dataset.name} {dataset.split}", 0
-    with evaluating(backbone), progress_bar(title, len(dataset)) as bar:
+    with evaluating(backbone), progress_bar(title, len(dataset), console=console) as bar:
         for images, mask in _batches(dataset, np.arange(len(dataset)), preparation, masks, device):
             features = _forward(backbone, preparation.normalise(images, device), precision)
             if bank is None:

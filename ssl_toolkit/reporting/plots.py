@@ -22,7 +22,27 @@ from ssl_toolkit.reporting.runs import Column, RunFolder
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, safe for colour-blind readers, without the yellow, too faint on white."""
 
-TITLES = {"lr": "learning rate"}
+TITLES = {
+    "lr": "learning rate",
+    "knn_top1": "kNN accuracy, % (validation)",
+    "linear_top1": "linear probe, % (validation)",
+    "linear_view_top1": "linear probe, % (training views)",
+    "pooled_rank": "effective rank of representations",
+    "embedded_rank": "effective rank of embeddings",
+    "pooled_std": "std of representations",
+    "embedded_std": "std of embeddings",
+    "pooled_spread": "relative spread of representations",
+    "embedded_spread": "relative spread of embeddings",
+    "pooled_correlation": "correlation of representations",
+    "embedded_correlation": "correlation of embeddings",
+    "waiting_share": "share of time waiting for data",
+    "peak_memory_gib": "peak memory, GiB",
+}
+FIRST = ("loss", "knn_top1", "linear_top1", "linear_view_top1")
+ALWAYS = ("loss", "lr", "images_per_second")
+"""Drawn though they may not change."""
+
+LAST = ("gradient_norm", "weight_decay", "lr", "images_per_second", "waiting_share", "peak_memory_gib")
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (6, 1.5, 1.2, 1.5), (1.2, 1.2))
 """Dash patterns in line widths; empty is a solid line."""
 
@@ -69,12 +89,17 @@ def plain_axes(axes: Axes) -> None:
 
 
 def curve_columns(runs: Sequence[RunFolder]) -> list[str]:
-    """What there is to draw: the loss, its terms in the order logged, then learning rate and throughput."""
-    found = dict.fromkeys(
-        name for run in runs for name in run.metrics if name not in ("step", "epoch") and len(run.curve(name)[0])
-    )
-    last = [name for name in ("lr", "images_per_second") if name in found]
-    first = [name for name in ("loss",) if name in found]
+    """What there is to draw: loss and probes, the rest in the order logged, then rates and throughput. What never
+    changes (no failed steps, a fixed weight decay) is left out."""
+
+    def changes(name: str) -> bool:
+        values = np.concatenate([run.curve(name)[1] for run in runs if name in run.metrics])
+        return len(values) > 0 and (name in ALWAYS or len(np.unique(values)) > 1)
+
+    names = dict.fromkeys(name for run in runs for name in run.metrics if name not in ("step", "epoch"))
+    found = [name for name in names if changes(name)]
+    last = [name for name in LAST if name in found]
+    first = [name for name in FIRST if name in found]
     return [*first, *(name for name in found if name not in first + last), *last]
 
 

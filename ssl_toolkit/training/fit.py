@@ -5,41 +5,32 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from ssl_toolkit.criteria import NonFiniteError
-from ssl_toolkit.errors import UserError
+from ssl_toolkit.errors import Terminated
 from ssl_toolkit.methods import Method
-from ssl_toolkit.training.callbacks import MetricsFile, TrainingBar, UnreadableFile
+from ssl_toolkit.training.callbacks import UnreadableFile
+from ssl_toolkit.training.checkpoints import CheckpointFiles
 from ssl_toolkit.training.module import Pretraining
+from ssl_toolkit.training.monitors import run_callbacks
 from ssl_toolkit.training.parts import Parts
+from ssl_toolkit.training.saving import Checkpoints, Stopped
+from ssl_toolkit.training.strategy import placement
 from ssl_toolkit.views import ViewLoader, view_loader
 
 
-def _lightning_trainer(parts: Parts, run: Path, console: Console) -> pl.Trainer:
-    trainer, world = parts.trainer, parts.world
-    checkpoint = ModelCheckpoint(
-        run / "checkpoints",
-        filename="last",
-        save_top_k=1,
-        every_n_epochs=1,
-        save_on_exception=True,
-        enable_version_counter=False,
-    )
-    return pl.Trainer(
-        accelerator={"cpu": "cpu", "cuda": "gpu", "mps": "mps"}[parts.device.type],
-        devices=world.local_size if parts.device.index is None or world.size > 1 else [parts.device.index],
-        num_nodes=world.nodes,
-        strategy="ddp" if world.size > 1 else "auto",
+def _lightning_trainer(parts: Parts, run: Path, console: Console, checkpoints: Checkpoints) -> pl.Trainer:
+    trainer = parts.trainer
+    result = pl.Trainer(
+        **placement(parts),
         precision="bf16-mixed" if parts.dtype == torch.bfloat16 else "32-true",
         max_steps=parts.total_steps,
         max_epochs=-1,  # steps alone decide: Lightning counts an epoch twice when resumed at its end
@@ -49,18 +40,11 @@ def _lightning_trainer(parts: Parts, run: Path, console: Console) -> pl.Trainer:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        callbacks=[*run_callbacks(parts, run, console), checkpoint],
+        callbacks=[*run_callbacks(parts, run, console), checkpoints],
         default_root_dir=run,
     )
-
-
-def run_callbacks(parts: Parts, run: Path, console: Console) -> list[pl.Callback]:
-    """What watches a run and writes of it."""
-    size, epoch = parts.trainer.batch_size, parts.steps_per_epoch
-    return [
-        MetricsFile(run / "metrics.csv", parts.trainer.log_every, size, epoch),
-        TrainingBar(size, epoch, str(parts.config.method.name), console),
-    ]
+    result.strategy.checkpoint_io = CheckpointFiles()
+    return result
 
 
 @contextmanager
@@ -80,9 +64,28 @@ def _quiet_lightning() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def train(parts: Parts, run: Path, console: Console, checkpoint: Path | None) -> Pretraining:
+def train(
+    parts: Parts, run: Path, console: Console, checkpoint: Path | None, about: Mapping[str, Any] | None = None
+) -> Pretraining:
+    """Train, from a checkpoint if there is one.
+
+    Args:
+        about: `ssl_toolkit.training.fingerprint.fingerprint` of the run, for its checkpoints.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped the run (`Terminated` for SIGTERM); says at which step, and how to go on.
+    """
+    checkpoints = Checkpoints(
+        run,
+        every=parts.trainer.checkpoint_every,
+        keep_every=parts.trainer.keep_every,
+        steps_per_epoch=parts.steps_per_epoch,
+        about=about or {},
+        first=parts.world.first,
+        console=console,
+    )
     with _quiet_lightning():
-        return _fit(parts, run, console, checkpoint)
+        return _fit(parts, run, console, checkpoint, checkpoints)
 
 
 def _prepared(parts: Parts) -> Method:
@@ -99,8 +102,8 @@ def _prepared(parts: Parts) -> Method:
     return method
 
 
-def _fit(parts: Parts, run: Path, console: Console, checkpoint: Path | None) -> Pretraining:
-    trainer = _lightning_trainer(parts, run, console)
+def _fit(parts: Parts, run: Path, console: Console, checkpoint: Path | None, checkpoints: Checkpoints) -> Pretraining:
+    trainer = _lightning_trainer(parts, run, console, checkpoints)
     stats = parts.dataset.config
     optimizer: Any = OmegaConf.to_container(parts.config.optimizer, resolve=True)
     module = Pretraining(
@@ -120,32 +123,30 @@ def _fit(parts: Parts, run: Path, console: Console, checkpoint: Path | None) -> 
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as stopped:  # Lightning's answer to Ctrl+C, after the checkpoint is written
+    except Stopped as stopped:
+        kind = Terminated if stopped.number == signal.SIGTERM else KeyboardInterrupt
+        raise kind(checkpoints.how_to_continue(trainer.global_step)) from None
+    except SystemExit as stopped:  # Lightning's answer to the second Ctrl+C
         signal.signal(signal.SIGINT, interrupt)
-        how = f"stopped at step {trainer.global_step}; continue with: ssl-toolkit pretrain run={run}"
-        raise KeyboardInterrupt(how) from stopped
-    except NonFiniteError as error:
-        raise UserError(
-            f"the loss is not finite at step {trainer.global_step}: {error}; lower optimizer.lr or raise its "
-            f"warmup_epochs; checkpoints so far are in {run / 'checkpoints'}"
-        ) from error
+        raise KeyboardInterrupt(checkpoints.how_to_continue(trainer.global_step)) from stopped
     finally:
         loader.close()
     return module
 
 
 def _loader(parts: Parts, run: Path, console: Console, position: Callable[[], int]) -> ViewLoader:
+    rank = parts.world.rank
     return view_loader(
         parts.engine.name,
         parts.dataset,
         parts.views,
         seed=parts.config.seed,
         batch_size=parts.batch_per_process,
-        rank=parts.world.rank,
+        rank=rank,
         world=parts.world.size,
         workers=parts.trainer.workers,
         device=parts.device,
         position=position,
         max_unreadable=parts.trainer.max_unreadable,
-        report=UnreadableFile(run / "unreadable.txt", console),
+        report=UnreadableFile(run / ("unreadable.txt" if rank == 0 else f"unreadable-{rank}.txt"), console),
     )

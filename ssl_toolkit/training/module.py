@@ -14,7 +14,9 @@ from ssl_toolkit.criteria import NonFiniteError
 from ssl_toolkit.data.transforms import Normalize
 from ssl_toolkit.methods.base import Method
 from ssl_toolkit.training.accumulation import Buffers, accumulated
-from ssl_toolkit.training.optimizers import OPTIMIZERS, cosine_schedule, parameter_groups
+from ssl_toolkit.training.groups import parameter_groups
+from ssl_toolkit.training.optimizers import OPTIMIZERS
+from ssl_toolkit.training.schedules import CosineSchedule
 from ssl_toolkit.views.batch import ViewBatch
 
 
@@ -77,6 +79,7 @@ class Pretraining(pl.LightningModule):
         self.accumulate = accumulate
         self.seed, self.rank, self.position = seed, rank, position
         self._saved: Buffers | None = None
+        self._open = False
         self._failed = False
 
     def _seed(self, part: int) -> None:
@@ -94,6 +97,7 @@ class Pretraining(pl.LightningModule):
         if self._saved is None:
             self._saved = Buffers(self.method)
         self._saved.save()
+        self._open = True
         try:
             if self.accumulate > 1:
                 output = accumulated(self.method, batch, self.accumulate, self._saved, self._seed)
@@ -120,22 +124,46 @@ class Pretraining(pl.LightningModule):
         """NaN, with a gradient of 0 for every weight: DDP waits for one."""
         return torch.stack([p.sum() * 0 for p in self.parameters() if p.requires_grad]).sum() + float("nan")
 
+    def undo_step(self) -> None:
+        """Put back what an unfinished step did to norm statistics; before the optimizer's turn nothing else changes."""
+        if self._open and self._saved is not None:
+            self._saved.restore()
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep a failed step from changing anything: optimizers leave weights without a gradient alone."""
+        self._open = False
         if self._failed:
             self.zero_grad(set_to_none=True)
+
+    def transfer_batch_to_device(self, batch: ViewBatch, device: torch.device, dataloader_idx: int) -> ViewBatch:
+        """From page-locked memory without waiting; the views are uint8 still."""
+        return batch.to(device, non_blocking=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Scale gradients down to a norm; Lightning's own way refuses fused optimizers, fearing for a GradScaler that
+        bf16 does not need."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: `training_step` has done it, and may have left gradients of parts of the batch since."""
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, its rate following the schedule at every step."""
+        """The optimizer, its rate and weight decay following the schedule at every step."""
         options = OPTIMIZERS.options(self.optimizer_config)
-        optimizer = OPTIMIZERS.entry(self.optimizer_config["name"]).factory(
-            options, groups=parameter_groups(self.method, options.weight_decay), lr=options.peak(self.batch_size)
+        groups = parameter_groups(self.method, options.weight_decay, options.peak(self.batch_size), options.layer_decay)
+        optimizer = OPTIMIZERS.entry(self.optimizer_config["name"]).factory(options, groups=groups)
+        schedule = CosineSchedule(
+            optimizer,
+            warmup_steps=round(options.warmup_epochs * self.steps_per_epoch),
+            total_steps=self.total_steps,
+            final_factor=options.final_factor,
+            weight_decay=options.weight_decay,
+            weight_decay_end=options.final_weight_decay(),
         )
-        warmup = round(options.warmup_epochs * self.steps_per_epoch)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: cosine_schedule(step, warmup, self.total_steps, options.final_factor)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from ssl_toolkit.backbones import Backbone, create_backbone, load_backbone, map_
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.data.base import ImageDataset
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.hardware import describe_hardware, pick_device, pick_precision
+from ssl_toolkit.hardware import check_device_name, describe_hardware, pick_device, pick_precision
 from ssl_toolkit.methods import METHODS, Method
 from ssl_toolkit.registry import typed
+from ssl_toolkit.training.advice import advice, optimization
+from ssl_toolkit.training.callbacks import MonitorConfig, check_loggers
 from ssl_toolkit.training.optimizers import OPTIMIZERS
 from ssl_toolkit.training.options import TrainerConfig
-from ssl_toolkit.training.world import World, current_world
+from ssl_toolkit.training.run import initial_weights
+from ssl_toolkit.training.world import World, join, planned_world, told_world
 from ssl_toolkit.views import Engine, ViewsConfig, choose_engine
 
 
@@ -37,6 +40,7 @@ class Parts:
     map_sizes: list[tuple[int, int]]
     engine: Engine
     world: World
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -56,28 +60,31 @@ class Parts:
 
 def _initialise(backbone: Backbone, path: Path) -> None:
     """Load weights from a run folder or an exported backbone of the same architecture."""
-    source = path / "backbone.safetensors" if path.is_dir() else path
-    loaded, _ = load_backbone(source, expect=backbone.config)
+    loaded, _ = load_backbone(initial_weights(path), expect=backbone.config)
     backbone.load_state_dict(loaded.state_dict())
 
 
-def assemble(config: DictConfig) -> Parts:
+def assemble(config: DictConfig, world: World | None = None) -> Parts:
     """Build and check all parts of a run before any work is done.
+
+    Args:
+        world: of a run that is going to train elsewhere, whose devices cannot be looked at; its parts are on the CPU.
 
     Raises:
         UserError: naming the key, file or shape that is wrong.
     """
     trainer = typed(TrainerConfig, config.trainer, "trainer")
     views = typed(ViewsConfig, config.views, "views")
+    monitor = typed(MonitorConfig, config.get("monitor") or {}, "monitor")
+    check_loggers(monitor.loggers)
     if config.seed < 0:
         raise UserError(f"seed must not be negative, not {config.seed}")
     METHODS.options(config.method)
     OPTIMIZERS.options(config.optimizer)
-    world = current_world()
-    check_batch(trainer, world)
-    device = process_device(pick_device(trainer.device), world)
+    world, device = place(trainer, world)
     dtype = pick_precision(trainer.precision, device)
     dataset = build_dataset(config.data, "train")
+    monitor.check(config.data.name, dataset.classes is not None)
     if len(dataset) < trainer.batch_size:
         raise UserError(
             f"trainer.batch_size: {trainer.batch_size} images a step asked of a data set of {len(dataset)}; lower it"
@@ -94,7 +101,43 @@ def assemble(config: DictConfig) -> Parts:
     sizes = [shapes[size] for size in views.sizes()]
     method.check(sizes, views.num_large)
     engine = choose_engine(views.engine, device, dataset)
-    return Parts(config, trainer, views, dataset, method, device, dtype, sizes, engine, world)
+    return Parts(config, trainer, views, dataset, method, device, dtype, sizes, engine, world, monitor)
+
+
+def place(trainer: TrainerConfig, world: World | None = None) -> tuple[World, torch.device]:
+    """The processes of a run, this one or the first to be started among them, and its device.
+
+    Args:
+        world: see `assemble`.
+
+    Raises:
+        UserError: they cannot share the batch or the devices of the machine.
+    """
+    if world is not None:
+        check_device_name(trainer.device)
+        check_batch(trainer, world)
+        return world, torch.device("cpu")
+    asked = pick_device(trainer.device)
+    world = planned_world(trainer.devices, asked)
+    check_batch(trainer, world)
+    return world, process_device(asked, world)
+
+
+def meet(config: DictConfig) -> None:
+    """Connect this process with the others, where torchrun or srun has started several.
+
+    Raises:
+        UserError: it has no device.
+    """
+    world = told_world()
+    if world is not None:
+        trainer = typed(TrainerConfig, config.trainer, "trainer")
+        join(world, process_device(pick_device(trainer.device), world))
+
+
+def starts_processes(parts: Parts) -> bool:
+    """Whether the run needs processes that are still to be started."""
+    return parts.world.size > 1 and told_world() is None
 
 
 def check_batch(trainer: TrainerConfig, world: World) -> None:
@@ -137,7 +180,6 @@ def process_device(device: torch.device, world: World) -> torch.device:
 def describe(parts: Parts, console: Console) -> None:
     """Print what will run."""
     config, trainer = parts.config, parts.trainer
-    optimizer = OPTIMIZERS.options(config.optimizer)
     parameters = sum(p.numel() for p in parts.method.backbone.parameters())
     maps = ", ".join(dict.fromkeys(f"{h}x{w}" for h, w in parts.map_sizes))
     details = [f"{key} {value}" for key, value in config.method.items() if key in ("preset", "alpha", "temperature")]
@@ -154,19 +196,23 @@ def describe(parts: Parts, console: Console) -> None:
         ("data", f"{config.data.name}, {len(parts.dataset):,} training images"),
         *(("views", group.describe(parts.dataset.in_channels)) for group in parts.views.groups),
         ("engine", f"{parts.engine.name} ({parts.engine.reason})"),
-        (
-            "training",
-            f"{parts.total_steps:,} steps of {trainer.batch_size} images ({parts.steps_per_epoch:,} an epoch), "
-            f"{config.optimizer.name}, learning rate {optimizer.peak(trainer.batch_size):g} after "
-            f"{round(optimizer.warmup_epochs * parts.steps_per_epoch):,} warm-up steps, cosine to "
-            f"{optimizer.peak(trainer.batch_size) * optimizer.final_factor:g}",
-        ),
+        ("training", optimization(parts)),
         ("hardware", f"{describe_hardware(parts.device, parts.dtype)}, {trainer.workers} view workers"),
+        *([("processes", _processes(parts))] if parts.world.size > 1 else []),
     ]
     for name, text in rows:
         console.print(f"  [bold]{name:<9}[/bold] {text}", highlight=False, soft_wrap=True)
-    for sentence in parts.method.advice(parts.map_sizes, parts.views.num_large):
+    for sentence in advice(parts):
         console.print(f"  [bold yellow]note[/bold yellow]      {sentence}", highlight=False, soft_wrap=True)
+
+
+def _processes(parts: Parts) -> str:
+    sync = parts.device.type == "cuda" and parts.trainer.sync_batchnorm
+    where = f" on {parts.world.nodes} machines" if parts.world.nodes > 1 else ""
+    return (
+        f"{parts.world.size}{where}, {parts.batch_per_process} images a step each, "
+        f"BatchNorm over {'all of them' if sync else 'the images of each'}"
+    )
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -176,4 +222,5 @@ def resolved(config: DictConfig) -> DictConfig:
     result = config.copy()
     OmegaConf.set_struct(result, False)
     result.method = method
+    result.pop("launcher", None)  # says where the run was started, not what it is
     return result

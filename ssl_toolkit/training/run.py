@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.files import write_json, write_text
+
+WEIGHTS = "backbone.safetensors"
+"""Written when a run is finished, and the sign of it."""
 
 PACKAGES = ("ssl-toolkit", "torch", "torchvision", "lightning", "timm", "numpy", "opencv-python-headless")
 
@@ -36,6 +43,65 @@ def default_name(config: DictConfig) -> str:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     parts = (now, config.method.name, str(config.backbone.name).replace("/", "-"), config.data.name)
     return "-".join(parts)
+
+
+def sweep_name(config: DictConfig, differs: Sequence[str]) -> str:
+    """The name of one run of a sweep: what differs between its runs (``method.alpha=0.5``) closes it."""
+    said = "-".join(re.sub(r"[^\w.=+-]+", "-", part.lstrip("+~")) for part in differs)
+    return "-".join(filter(None, (str(config.name or default_name(config)), said)))[:200]
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keep other processes from training the same run; a process that is killed leaves no lock behind.
+
+    Raises:
+        UserError: another process trains it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (run / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            who = file.read().strip() or "another process"
+            raise UserError(f"run={run} is being trained by {who}: wait for it, or stop it") from error
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def initial_weights(path: Path) -> Path:
+    """The safetensors file that ``init=`` means: that file, or the one of a finished run.
+
+    Raises:
+        UserError: there is none; the message says how to get one.
+    """
+    if path.suffix == ".ckpt":
+        run = path.parent.parent
+        raise UserError(
+            f"init={path} is a checkpoint, to resume a run from; write its backbone first: "
+            f"ssl-toolkit export {run} --checkpoint {path.stem}, then init={run / f'backbone-{path.stem}.safetensors'}"
+        )
+    if not path.exists():
+        raise UserError(f"init={path} does not exist: give a finished run or a .safetensors file")
+    if not path.is_dir():
+        return path
+    if (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    if (path / "checkpoints").is_dir():
+        raise UserError(
+            f"init={path} is not finished: go on with it (run={path}), or write its backbone first: ssl-toolkit export "
+            f"{path}, then init={path / 'backbone-last.safetensors'}"
+        )
+    raise UserError(f"init={path} holds no {WEIGHTS}: give a finished run or a .safetensors file")
 
 
 def environment() -> dict[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import signal
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -53,7 +55,14 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def _heed_the_next(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
 def _start_worker(worker: int) -> None:
+    # Ctrl+C and schedulers signal a whole group of processes; the one that trains decides, and ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _heed_the_next)
     gc.freeze()
     gc.enable()
     single_threaded(worker)
@@ -96,9 +105,13 @@ def stop_workers(loader: Any) -> None:
     Left to the garbage collector they end later: an error's traceback may hold on to them, and once their queues are
     gone each takes 5 seconds.
     """
-    stop = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)  # Lightning calls it too
+    iterator = getattr(loader, "_iterator", None)
+    stop = getattr(iterator, "_shutdown_workers", None)  # Lightning calls it too
     if stop is not None:
         stop()
+    for worker in getattr(iterator, "_workers", ()):
+        if worker.is_alive():  # stuck
+            worker.kill()
 
 
 class ViewLoader(ABC):
@@ -108,10 +121,14 @@ class ViewLoader(ABC):
         batches: which images make up each batch.
         position: tells the number of steps already trained, at the start of each epoch or after a resume.
         unreadable: counts the images that could not be read.
+
+    Attributes:
+        waited: seconds spent waiting for batches so far; with ``workers=0`` making them is waiting.
     """
 
     def __init__(self, batches: EpochBatches, position: Callable[[], int], unreadable: Unreadable) -> None:
         self.batches, self.position, self.unreadable = batches, position, unreadable
+        self.waited = 0.0
         self._epoch: Generator[ViewBatch, None, None] | None = None
 
     def __len__(self) -> int:
@@ -138,11 +155,14 @@ class ViewLoader(ABC):
 
     def _counted(self) -> Generator[ViewBatch, None, None]:
         self.batches.step = self.position()
+        start = time.monotonic()
         for batch in self._batches():
+            self.waited += time.monotonic() - start
             if isinstance(batch, UserError):
                 raise batch
             self.unreadable.add(batch.unreadable)
             yield batch
+            start = time.monotonic()
 
 
 class TorchLoader(ViewLoader):

@@ -43,6 +43,7 @@ class Case:
 CASES = [
     Case("tiny_resnet", 48, 6, 128, (32, 64, 128, 128), timm_pools_alike=False),
     Case("vicregl_convnext_small", 64, 2, 768, (96, 192, 384, 768), "layer"),
+    Case("vicregl_convnext_mini", 48, 3, 192, (24, 48, 96, 192), "layer"),
     Case("resnet18", 64, 2, 512, (64, 128, 256, 512)),
     Case("resnet18", 32, 4, 512, (64, 128, 256, 512), options=(("stem", "small"),)),
     Case("resnet50", 64, 2, 2048, (256, 512, 1024, 2048)),
@@ -140,6 +141,7 @@ def test_tiny_resnet_is_the_measured_one() -> None:
 @pytest.mark.parametrize(
     ("name", "widths", "depths"),
     [
+        ("vicregl_convnext_mini", (24, 48, 96, 192), (1, 1, 2, 1)),
         ("vicregl_convnext_small", (96, 192, 384, 768), (3, 3, 27, 3)),
         ("vicregl_convnext_base", (128, 256, 512, 1024), (3, 3, 27, 3)),
         ("vicregl_convnext_xlarge", (256, 512, 1024, 2048), (3, 3, 27, 3)),

@@ -1,105 +1,141 @@
-"""A stopped run continues to the very weights, rates and metrics of an uninterrupted one."""
+"""A run that is killed, wherever, and resumed ends as one that never stopped: the same batches, and every weight,
+moment, rate and metric to the bit."""
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig
-from rich.console import Console
-from safetensors.torch import load_file
 
-from ssl_toolkit import training
-from ssl_toolkit.config import compose_config
-from ssl_toolkit.errors import UserError
-from ssl_toolkit.training.callbacks import MetricsFile
+from ssl_toolkit.config import override_of
+from ssl_toolkit.training.checkpoints import checkpoint_names
 from tests.helpers import needs_dali, quick_overrides
+from tests.training.killing import PLACES, Kill, batches, command, runs_differ
 
-QUIET = Console(quiet=True)
-
-
-def config(runs: Path, name: str, engine: str = "torch") -> DictConfig:
-    options = [f"name={name}", "trainer.log_every=1", f"views.engine={engine}"]
-    return compose_config("pretrain", [*quick_overrides(runs), *options])
-
-
-class Killed(Exception):
-    """Stands for whatever stops a run."""
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = MetricsFile.on_train_batch_end
-
-    def stopping(self: MetricsFile, trainer: object, *args: object) -> None:
-        original(self, trainer, *args)  # type: ignore[arg-type]
-        if trainer.global_step == step:  # type: ignore[attr-defined]
-            raise Killed
-
-    monkeypatch.setattr(MetricsFile, "on_train_batch_end", stopping)
+# 4 steps an epoch, a checkpoint every 3: inside epochs, at the end of the third, and where one epoch's end has none.
+HARD = [
+    "backbone=timm",
+    "backbone.name=test_convnext",
+    "backbone.drop_path=0.5",  # random numbers in every step
+    "trainer.accumulate=2",
+    "trainer.clip_norm=1.0",
+    "trainer.checkpoint_every=3",
+    "trainer.keep_every=2",
+    "trainer.log_every=1",
+    "trainer.epochs=3",
+    "monitor.knn_images=32",
+]
 
 
-def columns(path: Path) -> list[list[str]]:
-    """Rows without the timing column."""
-    rows = [line.split(",") for line in path.read_text().splitlines()]
-    skip = rows[0].index("images_per_second")
-    return [[v for i, v in enumerate(row) if i != skip] for row in rows]
+def options(runs: Path, name: str, *more: str) -> list[str]:
+    return [*quick_overrides(runs, "vicreg"), *HARD, f"name={name}", *more]
 
 
-@pytest.mark.parametrize(
-    ("step", "saves", "engine"),
-    [
-        (2, True, "torch"),  # inside the first epoch
-        (4, True, "torch"),  # at its end
-        (5, True, "torch"),  # inside the second
-        (6, False, "torch"),  # as kill -9 there: only the checkpoint of the first epoch's end is left
-        pytest.param(5, True, "dali", marks=needs_dali),
-    ],
+def killed_run(folder: Path, kills: list[Kill], *more: str) -> str | None:
+    """What a run that dies at ``kills``, one after the other, differs in from one that does not."""
+    whole, torn = folder / "whole.log", folder / "torn.log"
+    if not whole.exists():
+        status = command(["pretrain", *options(folder, "whole", *more)], whole)
+        assert status == 0, whole.with_suffix(".txt").read_text()
+    argv = ["pretrain", *options(folder, "torn", *more)]
+    for kill in kills:
+        status = command(argv, torn, kill)
+        assert status == kill.status, (kill, torn.with_suffix(".txt").read_text())
+        argv = ["pretrain", override_of("run", folder / "torn")]
+    assert command(argv, torn) == 0, torn.with_suffix(".txt").read_text()
+    assert batches(torn) == batches(whole)
+    assert all(len(seen) == 1 for seen in batches(torn).values())
+    assert not [path for path in (folder / "torn").rglob(".*") if path.name != ".lock"]
+    return runs_differ(folder / "whole", folder / "torn")
+
+
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    kills = [
+        Kill(2, "forward"),  # before there is any checkpoint
+        Kill(3, "saving"),  # half of the first one
+        Kill(4, "batch end"),  # an epoch's end without one
+        Kill(6, "update"),
+        Kill(8, "naming"),  # last is written, epoch-0002 is not
+        Kill(12, "finish"),
+    ]
+    assert killed_run(tmp_path, kills) is None
+    assert checkpoint_names(tmp_path / "torn") == ["last", "best", "epoch-0002"]
+
+
+def test_stopped_by_signals_and_errors(tmp_path: Path) -> None:
+    """All leave a checkpoint of the step before or after, workers notwithstanding."""
+    more = ["trainer.workers=1", "trainer.checkpoint_every=null", "backbone=tiny_resnet", "trainer.accumulate=1"]
+    kills = [Kill(2, "error"), Kill(5, "terminate"), Kill(8, "interrupt"), Kill(10, "error")]
+    assert killed_run(tmp_path, kills, *more) is None
+    said = " ".join((tmp_path / "torn.txt").read_text().split())
+    resume = f"continue with: ssl-toolkit pretrain run={tmp_path / 'torn'}"
+    for line in (
+        "checkpoint of step 1 written",
+        "stopped at step 5",
+        "stopped at step 8",
+        "checkpoint of step 9 written",
+    ):
+        assert f"{line}; {resume}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("dali", marks=needs_dali)])
+@pytest.mark.parametrize("every", ["3", "null"])
+def test_killed_at_random(engine: str, workers: int, every: str, tmp_path: Path) -> None:
+    drawn = random.Random(f"{engine} {workers} {every}")
+    kills = [Kill(step, drawn.choice(PLACES)) for step in sorted(drawn.sample(range(1, 12), 5))]
+    more = [f"views.engine={engine}", f"trainer.workers={workers}", f"trainer.checkpoint_every={every}"]
+    assert killed_run(tmp_path, kills, *more) is None, kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["vicregl", "simclr_l"])
+@pytest.mark.parametrize("optimizer", ["lars", "sgd"])
+def test_methods_and_optimizers(method: str, optimizer: str, tmp_path: Path) -> None:
+    more = ["backbone=tiny_resnet", f"experiment=digits_{method}", f"optimizer={optimizer}", "trainer.steps=9"]
+    assert killed_run(tmp_path, [Kill(2, "update"), Kill(7, "forward")], *more) is None
+
+
+@pytest.mark.slow
+def test_killed_from_outside_at_any_instant(tmp_path: Path) -> None:
+    """SIGKILL by another process, at moments that nobody chose."""
+    drawn = random.Random(5)
+    whole, log = tmp_path / "whole.log", tmp_path / "torn.log"
+    more = ["trainer.epochs=30", "trainer.workers=2", "trainer.checkpoint_every=2", "trainer.keep_every=null"]
+    assert command(["pretrain", *options(tmp_path, "whole", *more)], whole) == 0
+    argv, steps = ["pretrain", *options(tmp_path, "torn", *more)], 0
+    for _ in range(4):
+        steps += drawn.randrange(3, 25)
+        pid, before = os.fork(), time.monotonic()
+        if pid == 0:
+            out = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            os.execv(sys.executable, [sys.executable, "-c", RECORDED.format(log=log), *argv])
+        while trained(log) < steps and time.monotonic() < before + 300:
+            time.sleep(drawn.uniform(0, 0.05))
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+        if (tmp_path / "torn").exists():
+            argv = ["pretrain", override_of("run", tmp_path / "torn")]
+    assert command(argv, log) == 0, log.with_suffix(".txt").read_text()
+    assert batches(log) == batches(whole)
+    assert runs_differ(tmp_path / "whole", tmp_path / "torn") is None
+
+
+RECORDED = (
+    "import sys; from pathlib import Path; from tests.training import killing; killing._record(Path('{log}'));"
+    "import torch; torch.set_num_threads(1); sys.exit(killing.main(sys.argv[1:]))"
 )
-def test_resumed_equals_uninterrupted(
-    step: int, saves: bool, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = training.pretrain(config(tmp_path, "whole", engine), QUIET)
-    with monkeypatch.context() as patch:
-        stop_at(step, patch)
-        if not saves:
-            patch.setattr(ModelCheckpoint, "on_exception", lambda *_: None)
-        with pytest.raises(Killed):
-            training.pretrain(config(tmp_path, "stopped", engine), QUIET)
-    stopped = tmp_path / "stopped"
-    left = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)
-    assert left["global_step"] == (step if saves else 4)
-    assert not (stopped / "backbone.safetensors").exists()
-    training.resume(stopped, training.read_run_config(stopped), QUIET)
-
-    a, b = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, stopped))
-    assert a["global_step"] == b["global_step"] == 8
-    for key, value in a["state_dict"].items():
-        assert torch.equal(value, b["state_dict"][key]), key
-    assert a["lr_schedulers"] == b["lr_schedulers"]
-    assert columns(whole / "metrics.csv") == columns(stopped / "metrics.csv")
-    first, second = (load_file(run / "backbone.safetensors") for run in (whole, stopped))
-    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_what_cannot_be_resumed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        training.read_run_config(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"has no config\.yaml"):
-        training.read_run_config(tmp_path)
-    run = training.pretrain(config(tmp_path, "done"), QUIET)
-    saved = training.read_run_config(run)
-    with pytest.raises(UserError, match="is finished; start a new run with init="):
-        training.resume(run, saved, QUIET)
-    (run / "backbone.safetensors").unlink()
-    (run / "checkpoints" / "last.ckpt").unlink()
-    with pytest.raises(UserError, match="stopped before its first checkpoint"):
-        training.resume(run, saved, QUIET)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = config(tmp_path, "diverging")
-    broken.optimizer.lr = 1e30
-    with pytest.raises(UserError, match=r"not finite at step \d+: embeddings.* lower optimizer\.lr"):
-        training.pretrain(broken, QUIET)
+def trained(log: Path) -> int:
+    """The furthest step begun."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return max((int(line.split(",")[0]) for line in lines), default=0)

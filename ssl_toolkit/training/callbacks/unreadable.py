@@ -6,6 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ssl_toolkit.files import disk_full
+
 
 class UnreadableFile:
     """Names each image that could not be read, on the console and in a file of the run.
@@ -24,5 +26,9 @@ class UnreadableFile:
         self.console.print(f"skipped: {message}", highlight=False, markup=False, soft_wrap=True)
         if message not in self._known:
             self._known.add(message)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(message + "\n")
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(message + "\n")
+            except OSError as error:
+                if not disk_full(error):  # it is on the console
+                    raise

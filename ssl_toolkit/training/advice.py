@@ -1,0 +1,49 @@
+"""What a person should know of a run's optimization before it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ssl_toolkit.training.optimizers import OPTIMIZERS
+from ssl_toolkit.training.schedules import rate_factor
+
+if TYPE_CHECKING:
+    from ssl_toolkit.training.parts import Parts
+
+
+def optimization(parts: Parts) -> str:
+    """Steps, the peak rate and what it comes from, warm-up, end of the cosine, weight decay."""
+    options, trainer = OPTIMIZERS.options(parts.config.optimizer), parts.trainer
+    peak = options.peak(trainer.batch_size)
+    base = f" ({options.lr:g} x {trainer.batch_size:,} / 256)" if options.scale_by_batch else ""
+    end = options.final_weight_decay()
+    decay = f"{options.weight_decay:g}" + (f" to {end:g}" if end != options.weight_decay else "")
+    layers = f", each layer {options.layer_decay:g} times as fast as the next" if options.layer_decay != 1 else ""
+    return (
+        f"{parts.total_steps:,} steps of {trainer.batch_size:,} images ({parts.steps_per_epoch:,} an epoch), "
+        f"{parts.config.optimizer.name}, learning rate {peak:g}{base} after {warmup_steps(parts):,} warm-up steps, "
+        f"cosine to {peak * options.final_factor:g}, weight decay {decay}{layers}"
+    )
+
+
+def warmup_steps(parts: Parts) -> int:
+    """Steps over which the learning rate rises."""
+    return round(OPTIMIZERS.options(parts.config.optimizer).warmup_epochs * parts.steps_per_epoch)
+
+
+def advice(parts: Parts) -> list[str]:
+    """The method's own, and what its views and the length of the run say about the optimizer."""
+    found = parts.method.advice(parts.map_sizes, parts.views.num_large)
+    if len(parts.map_sizes) > parts.views.num_large and parts.config.optimizer.name == "lars":
+        found.append(
+            "small views with LARS: VICRegL's authors trained multi-crop with AdamW (optimizer=adamw), and used LARS "
+            "on two large views only"
+        )
+    warmup, total = warmup_steps(parts), parts.total_steps
+    if warmup >= total:
+        reached = rate_factor(total - 1, warmup, total, 0.0)
+        found.append(
+            f"the warm-up of {warmup:,} steps is as long as the run of {total:,} or longer: the learning rate reaches "
+            f"{reached:.0%} of its peak and never falls; lower optimizer.warmup_epochs"
+        )
+    return found
