@@ -223,7 +223,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(home: Path) -> None:
     assert process.returncode == 130, err
     assert "continue with: ssl-toolkit pretrain run=" in err
     checkpoint = torch.load(home / "runs" / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] >= 10
+    assert checkpoint["global_step"] >= 1
 
 
 def test_debug_shows_the_traceback(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

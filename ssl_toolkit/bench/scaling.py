@@ -36,12 +36,12 @@ class ScalingConfig(BenchConfig):
     """Options of ``bench scaling``.
 
     Attributes:
-        experiment: a recipe of ``configs/experiment``.
+        recipe: one of ``configs/experiment``.
         overrides: more keys of ``configs/pretrain.yaml``.
         worlds: numbers of processes.
     """
 
-    experiment: str = "paper/vicregl_resnet50_alpha0p9"
+    recipe: str = "paper/vicregl_resnet50_alpha0p9"
     overrides: list[str] = field(default_factory=list)
     worlds: list[int] = field(default_factory=lambda: [1, 8, 64, 512])
 
@@ -238,13 +238,13 @@ def table(rows: Sequence[Row]) -> Table:
 @SUITES.register("scaling", ScalingConfig)
 def scaling_suite(options: ScalingConfig, device: torch.device) -> Suite:
     """Counted for one recipe; the same on every machine."""
-    config = resolved(compose_config("pretrain", [f"experiment={options.experiment}", *options.overrides]))
+    config = resolved(compose_config("pretrain", [f"experiment={options.recipe}", *options.overrides]))
     batch = int(config.trainer.batch_size)
     for world in options.worlds:
         if world < 1 or batch % world:
             raise UserError(f"bench.worlds: trainer.batch_size={batch} does not divide by {world}")
     facts = [
-        ("recipe", f"{options.experiment}, {batch} images a step"),
+        ("recipe", f"{options.recipe}, {batch} images a step"),
         ("method", f"{config.method.name}, {config.backbone.name}, {config.optimizer.name}"),
     ]
 

@@ -91,10 +91,10 @@ def _backbone(config: object) -> torch.nn.Module:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = "overrides=['trainer.batch_size=64']"
     out = tmp_path / "out.json"
-    assert main(["bench", "scaling", "experiment=digits_vicreg", small, "worlds=1,4", f"out={out}"]) == 0
+    assert main(["bench", "scaling", "recipe=digits_vicreg", small, "worlds=1,4", f"out={out}"]) == 0
     assert "received: gradients, float32" in capsys.readouterr().out
-    (comparison,) = json.loads(out.read_text())["results"]
+    (comparison,) = json.loads(out.read_text())["comparisons"]
     assert [row["processes"] for row in comparison["rows"]] == [1, 4]
     assert comparison["rows"][1]["exchanged"] == 0  # VICReg has no local criterion
-    assert main(["bench", "scaling", "experiment=digits_vicreg", small, "worlds=3"]) == 2
+    assert main(["bench", "scaling", "recipe=digits_vicreg", small, "worlds=3"]) == 2
     assert "trainer.batch_size=64 does not divide by 3" in capsys.readouterr().err

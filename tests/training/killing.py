@@ -132,6 +132,7 @@ def _child(argv: list[str], log: Path, kill: Kill | None, timeout: float) -> Non
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.dump_traceback_later(timeout - 10)  # where it hangs, if it does
+    multiprocessing.set_start_method(None, force=True)  # as in a command: the server's own would start the workers
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever runs the tests ignores it
     torch.set_num_threads(1)

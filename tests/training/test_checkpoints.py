@@ -5,10 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-import pickle
-import resource
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.files import clear_leftovers, write_text
 from ssl_toolkit.training import checkpoints
 from ssl_toolkit.training.checkpoints import (
     CheckpointFiles,
@@ -28,7 +24,6 @@ from ssl_toolkit.training.checkpoints import (
     checkpoint_path,
     not_finite,
     read_checkpoint,
-    write_checkpoint,
 )
 from ssl_toolkit.training.saving import MONITOR, Checkpoints, Stopped
 from tests.training.killing import difference
@@ -306,40 +301,6 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_that_resume_mends(
     assert difference(a, b) is None
 
 
-def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("no right to mount a disk")
-    try:
-        path = disk / "checkpoints" / "last.ckpt"
-        small, large = ({"state_dict": {"w": torch.ones(n)}, "optimizer_states": []} for n in (100, 10**6))
-        write_checkpoint(small, path)
-        before = path.read_bytes()
-        with pytest.raises(UserError, match=r"No space left on device; .* kept \(4\.0 MB needed, 0\.[23] MB free\)"):
-            write_checkpoint(large, path)
-        assert path.read_bytes() == before
-        assert list(path.parent.iterdir()) == [path]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
-    """As a full disk, wherever no disk can be mounted: the system refuses the rest of the file."""
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    write_checkpoint({"state_dict": {"w": torch.ones(9)}, "optimizer_states": []}, path)
-    before = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(UserError, match="File too large; what was there is kept"):
-            write_checkpoint({"state_dict": {"w": torch.ones(10**5)}, "optimizer_states": []}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
-
-
 @pytest.mark.parametrize("where", ["weight", "buffer", "momentum"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_never_replaces_what_is(where: str, value: float, tmp_path: Path) -> None:
@@ -357,65 +318,6 @@ def test_what_is_not_finite_never_replaces_what_is(where: str, value: float, tmp
         fit(tmp_path, at(6, "batch end", spoil))
     assert step_of(tmp_path, "last") == 4
     assert not_finite(read_checkpoint(checkpoint_path(tmp_path, "last"))) is None
-
-
-def test_what_cannot_be_read_back_never_replaces_what_can(tmp_path: Path) -> None:
-    path = checkpoint_path(tmp_path, "last")
-    good = {"state_dict": {}, "optimizer_states": []}
-    write_checkpoint(good, path)
-    before = path.read_bytes()
-    with pytest.raises(pickle.UnpicklingError):
-        write_checkpoint({**good, "callbacks": {"someone's": Path("a path")}}, path)
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (pytest.fail, ("code of a file was run",))
-
-
-def test_damaged_files_are_named_with_those_to_use_instead(tmp_path: Path) -> None:
-    fit(tmp_path, keep_every=2)
-    last, kept = (checkpoint_path(tmp_path, name) for name in ("last", "epoch-0002"))
-    whole = last.read_bytes()
-    weight = read_checkpoint(last)["state_dict"]["net.1.weight"].numpy().tobytes()
-    middle = whole.index(weight) + 3
-    damage: dict[str, bytes | None] = {
-        "truncated": whole[: len(whole) // 2],
-        "empty": b"",
-        "other": b"hello" * 1000,
-        "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
-        "pickle": pickle.dumps(Evil()),
-    }
-    for content in damage.values():
-        last.write_bytes(content or b"")
-        with pytest.raises(UserError) as caught:
-            read_checkpoint(last)
-        assert str(caught.value).startswith(f"{last} is damaged or no checkpoint (")
-        assert f"the run also has epoch-0002: to continue from one of them, cp {kept} {last}" in str(caught.value)
-    last.unlink()
-    with pytest.raises(UserError, match=f"there is no checkpoint {last}; the run also has epoch-0002"):
-        read_checkpoint(last)
-    os.link(kept, last)
-    kept.write_bytes(b"")  # both are damaged by one stroke
-    with pytest.raises(UserError, match="the run has no other checkpoint"):
-        read_checkpoint(last)
-    torch.save({"state_dict": {}}, last)
-    with pytest.raises(UserError, match=r"is not a checkpoint of ssl-toolkit pretrain"):
-        read_checkpoint(last)
-    torch.save({"ssl_toolkit": {"format": 99}}, last)
-    with pytest.raises(UserError, match="has format 99, this version reads 1: update ssl-toolkit"):
-        read_checkpoint(last)
-
-
-def test_leftovers_are_told_from_everything_else(tmp_path: Path) -> None:
-    kept = ["last.ckpt", ".lock", "notes-abcdefgh.txt", ".hidden-file.ckpt"]
-    for name in (*kept, ".last-abcd_123.ckpt", ".metrics-0a1b2c3d.csv"):
-        write_text(tmp_path / name, "")
-    assert {path.name for path in clear_leftovers(tmp_path)} == {".last-abcd_123.ckpt", ".metrics-0a1b2c3d.csv"}
-    assert {path.name for path in tmp_path.iterdir()} == set(kept)
-    assert clear_leftovers(tmp_path / "nowhere") == []
 
 
 @pytest.mark.parametrize("step", [6, 8, STEPS])

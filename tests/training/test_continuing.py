@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,12 +21,14 @@ from safetensors.torch import load_file
 from ssl_toolkit import commands, training
 from ssl_toolkit.backbones import load_backbone
 from ssl_toolkit.cli import main
-from ssl_toolkit.config import override_of
+from ssl_toolkit.config import compose_config, override_of
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.training.callbacks import TrainingBar
 from ssl_toolkit.training.checkpoints import OURS, checkpoint_path, read_checkpoint
 from ssl_toolkit.training.fingerprint import differences, flat, is_free
 from ssl_toolkit.training.run import initial_weights, locked
 from tests.helpers import quick_overrides
+from tests.training.killing import checkpoints_differ, metrics
 
 
 def photos(folder: Path) -> Path:
@@ -45,8 +50,6 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on a folder of images that was stopped at step 6 of 8, with checkpoints of steps 3 and 6."""
-    from ssl_toolkit.training.callbacks import TrainingBar
-
     home = tmp_path_factory.mktemp("home")
     options = [
         "method=vicreg", "backbone=tiny_resnet", "data=folder", override_of("data.root", photos(home / "photos")),
@@ -189,6 +192,41 @@ def test_two_processes_cannot_train_one_run(run: Path, capsys: pytest.CaptureFix
         pass
 
 
+def test_a_disk_that_fills_up_and_is_freed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A whole run on a disk that is full from step 2 to 6: as with room, but for what is said."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no right to mount a disk")
+    original = TrainingBar.on_train_batch_end
+
+    def fill(self: TrainingBar, trainer: Any, *args: Any) -> None:
+        original(self, trainer, *args)
+        ballast = disk / "ballast"
+        if trainer.global_step == 2:
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            assert shutil.disk_usage(disk).free == 0
+        elif trainer.global_step == 6:
+            ballast.unlink()
+
+    try:
+        options = ["trainer.checkpoint_every=3", "trainer.log_every=1", "name=run"]
+        assert main(["pretrain", *quick_overrides(tmp_path, "vicreg"), *options]) == 0
+        capsys.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainingBar, "on_train_batch_end", fill)
+            assert main(["pretrain", *quick_overrides(disk, "vicreg"), *options]) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if "No space left" in line]
+        assert [line.split(":")[0] for line in said] == ["checkpoint of step 3 failed", "checkpoint of step 4 failed"]
+        runs = [tmp_path / "run", disk / "run"]
+        assert checkpoints_differ(*(checkpoint_path(run, "last") for run in runs)) is None
+        assert metrics(runs[0] / "metrics.csv") == metrics(runs[1] / "metrics.csv")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_export_of_a_run_that_is_not_finished(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     subprocess.run(["rm", "-r", str(run.parent / "photos")], check=True)  # the data is not needed
     for name, step in (("last", 6), ("epoch-0001", 3)):
@@ -243,8 +281,6 @@ def test_init_says_what_to_do(run: Path, tmp_path: Path) -> None:
 def test_init_starts_from_exported_weights(run: Path, tmp_path: Path) -> None:
     assert main(["export", str(run)]) == 0
     weights = run / "backbone-last.safetensors"
-    from ssl_toolkit.config import compose_config
-
     options = [*quick_overrides(tmp_path, "vicreg"), "backbone=tiny_resnet"]
     parts = training.assemble(compose_config("pretrain", [*options, override_of("init", weights)]))
     started = parts.method.backbone.state_dict()

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import quick_overrides
 from tests.training.callbacks.helpers import rows
 
-OPTIONS = ["name=run", "trainer.log_every=1", "trainer.device=cpu", "trainer.devices=2"]
+OPTIONS = ["name=run", "trainer.log_every=1", "trainer.device=cpu", "trainer.devices=2", "monitor.knn_every=1"]
 
 
 def run(runs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
