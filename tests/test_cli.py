@@ -136,8 +136,8 @@ def test_sweeps_make_a_folder_each(home: Path, capsys: pytest.CaptureFixture[str
     options = [*quick_overrides(home / "runs"), "trainer.steps=1", "name=swept", "seed=0,1"]
     assert "add -m" in error_of(capsys, "pretrain", *options)
     assert main(["pretrain", "-m", *options]) == 0
-    assert sorted(p.name for p in (home / "runs").iterdir()) == ["swept", "swept-2"]
-    first, second = ((home / "runs" / n / "backbone.safetensors").read_bytes() for n in ("swept", "swept-2"))
+    assert sorted(p.name for p in (home / "runs").iterdir()) == ["swept-seed-0", "swept-seed-1"]
+    first, second = ((home / "runs" / f"swept-seed-{n}" / "backbone.safetensors").read_bytes() for n in (0, 1))
     assert first != second
 
 

@@ -94,7 +94,9 @@ class TrainBenchConfig(BenchConfig):
                 raise ValueError(str(unknown("case", name, self.sizes)))
             case = self.sizes[name]
             if self.accumulate < 1 or case.batch_size % self.accumulate or case.batch_size < 2 * self.accumulate:
-                raise ValueError(f"accumulate must divide the batch_size of {name}, {case.batch_size}, into two or more")
+                raise ValueError(
+                    f"accumulate must divide the batch_size of {name}, {case.batch_size}, into parts of two"
+                )
             if self.shares and self.images < case.batch_size:
                 raise ValueError(f"images must be at least {case.batch_size}, the batch_size of {name}")
         for name in self.contenders:

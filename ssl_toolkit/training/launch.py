@@ -21,9 +21,7 @@ from ssl_toolkit.files import write_json, write_text
 
 Task = Literal["start", "resume"]
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
-)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 SHUTDOWN_SECONDS = 300
 """For a checkpoint to be written after Ctrl+C, before processes are killed; torch before 2.12 waits 30."""
 

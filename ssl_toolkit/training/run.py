@@ -46,8 +46,11 @@ def default_name(config: DictConfig) -> str:
 
 
 def sweep_name(config: DictConfig, differs: Sequence[str]) -> str:
-    """The name of one run of a sweep: what differs between its runs (``method.alpha=0.5``) closes it."""
-    said = "-".join(re.sub(r"[^\w.=+-]+", "-", part.lstrip("+~")) for part in differs)
+    """The name of one run of a sweep: what differs between its runs closes it, ``method.alpha-0.5``.
+
+    It has no character that Hydra's grammar or a shell would want quoted in ``run=``.
+    """
+    said = "-".join(re.sub(r"[^\w.+-]+", "-", part.lstrip("+~"), flags=re.ASCII) for part in differs)
     return "-".join(filter(None, (str(config.name or default_name(config)), said)))[:200]
 
 
