@@ -212,7 +212,7 @@ def test_a_disk_that_fills_up_and_is_freed(tmp_path: Path, capsys: pytest.Captur
             ballast.unlink()
 
     try:
-        options = ["trainer.checkpoint_every=3", "trainer.log_every=1", "name=run"]
+        options = ["trainer.checkpoint_every=3", "trainer.log_every=1", "name=run", "monitor.knn_every=1"]
         assert main(["pretrain", *quick_overrides(tmp_path, "vicreg"), *options]) == 0
         capsys.readouterr()
         with pytest.MonkeyPatch.context() as patch:

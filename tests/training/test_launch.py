@@ -66,7 +66,7 @@ def sweeps(tmp_path: Path) -> Iterator[Path]:
 
 def test_sweeps_never_share_a_folder(sweeps: Path) -> None:
     names = sorted(path.name for path in sweeps.iterdir())
-    ten, twenty_five = "sweep-method.invariance=10", "sweep-method.invariance=25"
+    ten, twenty_five = "sweep-method.invariance-10", "sweep-method.invariance-25"
     assert names == sorted([ten, f"{ten}-2", twenty_five, f"{twenty_five}-2"])
     for name in names:
         run = sweeps / name

@@ -181,7 +181,7 @@ def test_a_sweep_is_submitted_as_an_array(cluster: Path, tmp_path: Path, capsys:
     runs = tmp_path / "runs"
     assert main(["pretrain", "-m", *options(runs, "sweep"), "launcher=slurm", "method.invariance=10,25"]) == 0
     printed = capsys.readouterr().out
-    names = ["sweep-method.invariance=10", "sweep-method.invariance=25"]
+    names = ["sweep-method.invariance-10", "sweep-method.invariance-25"]
     for number, name in enumerate(names):
         assert f"job      77_{number}: {runs / name}" in printed
         assert training.read_run_config(runs / name).method.invariance == float(name.split("=")[1])
