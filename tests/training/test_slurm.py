@@ -184,7 +184,7 @@ def test_a_sweep_is_submitted_as_an_array(cluster: Path, tmp_path: Path, capsys:
     names = ["sweep-method.invariance-10", "sweep-method.invariance-25"]
     for number, name in enumerate(names):
         assert f"job      77_{number}: {runs / name}" in printed
-        assert training.read_run_config(runs / name).method.invariance == float(name.split("=")[1])
+        assert training.read_run_config(runs / name).method.invariance == float(name.rsplit("-", 1)[1])
         assert "launcher" not in training.read_run_config(runs / name)
     (files,) = (path for path in runs.iterdir() if path.name not in names)
     assert {path.name for path in files.glob("*.pkl")} == {"77_0_submitted.pkl", "77_1_submitted.pkl"}
