@@ -14,12 +14,13 @@ from ssl_toolkit.backbones import save_backbone
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.files import clear_leftovers
 from ssl_toolkit.training.checkpoints import LAST, OURS, checkpoint_names, checkpoint_path, read_checkpoint
+from ssl_toolkit.training.describe import describe
 from ssl_toolkit.training.examples import save_match_examples, save_view_examples
 from ssl_toolkit.training.fingerprint import check_same, fingerprint, preprocessing
 from ssl_toolkit.training.fit import train
 from ssl_toolkit.training.launch import launch
 from ssl_toolkit.training.module import Pretraining
-from ssl_toolkit.training.parts import Parts, assemble, describe, meet, resolved, starts_processes
+from ssl_toolkit.training.parts import Parts, assemble, meet, resolved, starts_processes
 from ssl_toolkit.training.run import WEIGHTS, default_name, locked, new_run_folder, write_run_files
 from ssl_toolkit.training.saving import give_names
 from ssl_toolkit.training.world import World, agree, console_of, from_first

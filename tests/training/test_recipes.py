@@ -21,7 +21,7 @@ from ssl_toolkit.config import choices, compose_config, override_of
 from ssl_toolkit.methods import METHODS
 from ssl_toolkit.methods.base import Embedded
 from ssl_toolkit.training import parts as parts_module
-from ssl_toolkit.training.advice import advice, optimization
+from ssl_toolkit.training.describe import advice, optimization
 from ssl_toolkit.training.optimizers import OPTIMIZERS
 from ssl_toolkit.views import Engine
 from tests.helpers import TinyBackbone, random_batch

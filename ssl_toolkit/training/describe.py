@@ -1,14 +1,51 @@
-"""What a person should know of a run's optimization before it starts."""
+"""What a person should know of a run before it starts."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rich.console import Console
 
+from ssl_toolkit.hardware import describe_hardware
 from ssl_toolkit.training.optimizers import OPTIMIZERS
+from ssl_toolkit.training.parts import Parts
 from ssl_toolkit.training.schedules import rate_factor
 
-if TYPE_CHECKING:
-    from ssl_toolkit.training.parts import Parts
+
+def describe(parts: Parts, console: Console) -> None:
+    """Print what will run."""
+    config, trainer = parts.config, parts.trainer
+    parameters = sum(p.numel() for p in parts.method.backbone.parameters())
+    maps = ", ".join(dict.fromkeys(f"{h}x{w}" for h, w in parts.map_sizes))
+    details = [f"{key} {value}" for key, value in config.method.items() if key in ("preset", "alpha", "temperature")]
+    local = config.method.get("local")
+    if local is not None:
+        details.append(f"matching {local.matching}")
+    rows = [
+        ("method", f"{config.method.name} ({', '.join(details)})"),
+        (
+            "backbone",
+            f"{config.backbone.name}, {parameters / 1e6:.2f} M parameters, "
+            f"{parts.method.backbone.num_features} features, maps {maps}",
+        ),
+        ("data", f"{config.data.name}, {len(parts.dataset):,} training images"),
+        *(("views", group.describe(parts.dataset.in_channels)) for group in parts.views.groups),
+        ("engine", f"{parts.engine.name} ({parts.engine.reason})"),
+        ("training", optimization(parts)),
+        ("hardware", f"{describe_hardware(parts.device, parts.dtype)}, {trainer.workers} view workers"),
+        *([("processes", _processes(parts))] if parts.world.size > 1 else []),
+    ]
+    for name, text in rows:
+        console.print(f"  [bold]{name:<9}[/bold] {text}", highlight=False, soft_wrap=True)
+    for sentence in advice(parts):
+        console.print(f"  [bold yellow]note[/bold yellow]      {sentence}", highlight=False, soft_wrap=True)
+
+
+def _processes(parts: Parts) -> str:
+    sync = parts.device.type == "cuda" and parts.trainer.sync_batchnorm
+    where = f" on {parts.world.nodes} machines" if parts.world.nodes > 1 else ""
+    return (
+        f"{parts.world.size}{where}, {parts.batch_per_process} images a step each, "
+        f"BatchNorm over {'all of them' if sync else 'the images of each'}"
+    )
 
 
 def optimization(parts: Parts) -> str:
