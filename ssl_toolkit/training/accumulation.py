@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -64,21 +65,22 @@ def accumulated(
         A loss whose backward pass adds the gradient of the last part: that of the others is in ``grad`` already.
     """
     rows = [slice(start, start + len(batch) // parts) for start in range(0, len(batch), len(batch) // parts)]
+    chunks = [batch.map(itemgetter(part)) for part in rows]
     buffers.save()
     first = []
     with torch.no_grad():
-        for number, part in enumerate(rows):
+        for number, chunk in enumerate(chunks):
             seed(number)
-            first.append(method.embed(batch.map(lambda tensor: tensor[part])))  # noqa: B023
+            first.append(method.embed(chunk))
     buffers.restore()  # the second pass counts
     torch.clear_autocast_cache()  # weights were cast without a graph
     embedded = _joined(first)
     output = method.compare(embedded, batch)
     leaves = [*embedded.whole, *embedded.cells]
     gradients = torch.autograd.grad(output.loss, leaves)
-    for number, part in enumerate(rows):
+    for number, (part, chunk) in enumerate(zip(rows, chunks)):
         seed(number)
-        again = method.embed(batch.map(lambda tensor: tensor[part]))  # noqa: B023
+        again = method.embed(chunk)
         reached = [*again.whole, *again.cells]
         if number < parts - 1:
             torch.autograd.backward(reached, [gradient[part] for gradient in gradients])

@@ -58,14 +58,9 @@ def optimization(parts: Parts) -> str:
     layers = f", each layer {options.layer_decay:g} times as fast as the next" if options.layer_decay != 1 else ""
     return (
         f"{parts.total_steps:,} steps of {trainer.batch_size:,} images ({parts.steps_per_epoch:,} an epoch), "
-        f"{parts.config.optimizer.name}, learning rate {peak:g}{base} after {warmup_steps(parts):,} warm-up steps, "
+        f"{parts.config.optimizer.name}, learning rate {peak:g}{base} after {parts.warmup_steps:,} warm-up steps, "
         f"cosine to {peak * options.final_factor:g}, weight decay {decay}{layers}"
     )
-
-
-def warmup_steps(parts: Parts) -> int:
-    """Steps over which the learning rate rises."""
-    return round(OPTIMIZERS.options(parts.config.optimizer).warmup_epochs * parts.steps_per_epoch)
 
 
 def advice(parts: Parts) -> list[str]:
@@ -76,7 +71,7 @@ def advice(parts: Parts) -> list[str]:
             "small views with LARS: VICRegL's authors trained multi-crop with AdamW (optimizer=adamw), and used LARS "
             "on two large views only"
         )
-    warmup, total = warmup_steps(parts), parts.total_steps
+    warmup, total = parts.warmup_steps, parts.total_steps
     if warmup >= total:
         reached = rate_factor(total - 1, warmup, total, 0.0)
         found.append(

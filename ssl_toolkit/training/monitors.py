@@ -27,7 +27,6 @@ from ssl_toolkit.training.callbacks import (
     ValidationProbe,
     WandbRows,
 )
-from ssl_toolkit.training.optimizers import OPTIMIZERS
 from ssl_toolkit.training.parts import Parts
 
 
@@ -51,7 +50,6 @@ def run_callbacks(parts: Parts, run: Path, console: Console) -> list[pl.Callback
         [failures.columns, *(probe.columns for probe in probes)],
         paused=lambda: 0.0 if validation is None else validation.seconds,
     )
-    warmup = round(OPTIMIZERS.options(parts.config.optimizer).warmup_epochs * parts.steps_per_epoch)
     return [
         failures,
         *probes,
@@ -63,7 +61,7 @@ def run_callbacks(parts: Parts, run: Path, console: Console) -> list[pl.Callback
             run,
             measures,
             schedule,
-            warmup=warmup,
+            warmup=parts.warmup_steps,
             patience=monitor.patience,
             stop=monitor.stop_on_collapse,
             console=console,

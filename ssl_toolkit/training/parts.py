@@ -51,6 +51,11 @@ class Parts:
         return self.trainer.batch_size // self.world.size
 
     @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        return round(OPTIMIZERS.options(self.config.optimizer).warmup_epochs * self.steps_per_epoch)
+
+    @property
     def total_steps(self) -> int:
         """Optimization steps of the whole run."""
         return self.trainer.steps or self.trainer.epochs * self.steps_per_epoch

@@ -17,12 +17,10 @@ from torch.optim import Optimizer
 
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.files import link_or_copy
+from ssl_toolkit.training.callbacks.best import KEY as BEST_VALUE
 from ssl_toolkit.training.checkpoints import BEST, FORMAT, LAST, OURS, NotFinite, checkpoint_path, progress
 from ssl_toolkit.training.module import Pretraining
 from ssl_toolkit.training.world import from_first, in_any_process
-
-MONITOR = "monitor/best"
-"""Entry of ``trainer.callback_metrics``, higher is better, by which the best checkpoint is chosen."""
 
 STOPPING = b"\nstopping after this step, with a checkpoint; Ctrl+C again stops at once without one\n"
 
@@ -182,7 +180,7 @@ class Checkpoints(Checkpoint):
 
     def _improved(self, trainer: pl.Trainer) -> bool:
         """Whether a monitor has a new value, better than all before."""
-        value = trainer.callback_metrics.get(MONITOR)
+        value = trainer.callback_metrics.get(BEST_VALUE)
         if value is None or value is self._seen:
             return False
         self._seen = value

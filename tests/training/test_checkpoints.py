@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.training import checkpoints
+from ssl_toolkit.training.callbacks.best import KEY
 from ssl_toolkit.training.checkpoints import (
     CheckpointFiles,
     checkpoint_names,
@@ -25,7 +26,7 @@ from ssl_toolkit.training.checkpoints import (
     not_finite,
     read_checkpoint,
 )
-from ssl_toolkit.training.saving import MONITOR, Checkpoints, Stopped
+from ssl_toolkit.training.saving import Checkpoints, Stopped
 from tests.training.killing import difference
 
 EPOCH, STEPS = 4, 14  # the last epoch is cut short
@@ -180,9 +181,9 @@ def test_the_best_is_kept_and_outlives_a_resume(tmp_path: Path) -> None:
 
     def measure(trainer: pl.Trainer, hook: str) -> None:
         if hook == "batch start":
-            trainer.callback_metrics.pop(MONITOR, None)
+            trainer.callback_metrics.pop(KEY, None)
         if hook == "batch end" and trainer.global_step in values:
-            trainer.callback_metrics[MONITOR] = torch.tensor(values[trainer.global_step])
+            trainer.callback_metrics[KEY] = torch.tensor(values[trainer.global_step])
         if hook == "batch start" and trainer.global_step == 10 and not again:
             fails(trainer)
 

@@ -12,6 +12,8 @@ from ssl_toolkit.training.callbacks.options import Schedule
 from ssl_toolkit.training.callbacks.validation import ValidationProbe
 
 KEY = "monitor/best"
+"""Entry of ``trainer.callback_metrics`` by which the best checkpoint is chosen."""
+
 COLUMNS = {"knn": "knn_top1", "linear": "linear_top1"}
 
 
