@@ -175,7 +175,7 @@ def _tells() -> bool:
     """Whether this process says what went wrong; of many that torchrun started, the first to ask does."""
     if "ssl_toolkit.training" not in sys.modules:
         return True
-    from ssl_toolkit.training.world import first_to_tell
+    from ssl_toolkit.processes.world import first_to_tell
 
     return first_to_tell()
 

@@ -36,7 +36,17 @@ def every(*names: str) -> list[tuple[str, str]]:
 
 
 def test_the_groups_are_those_documented() -> None:
-    assert groups() == ["backbone", "data", "experiment", "launcher", "method", "optimizer", "views"]
+    assert groups() == [
+        "backbone",
+        "data",
+        "experiment",
+        "launcher",
+        "method",
+        "optimizer",
+        "protocol",
+        "scale",
+        "views",
+    ]
     assert choices("method") == METHODS.names()
     assert choices("optimizer") == OPTIMIZERS.names()
     assert choices("data") == DATASETS.names()

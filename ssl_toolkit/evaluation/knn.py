@@ -129,13 +129,14 @@ class Knn(Protocol):
 
     needs = ("labels",)
     metric = "top1"
+    describes = "nearest training images, pooled features"
 
-    def __init__(self, options: KnnConfig) -> None:
-        self.options = options
+    options: KnnConfig
 
-    def run(self, data: EvalData, device: torch.device) -> Outcome:
+    def run(self, data: EvalData) -> Outcome:
         assert data.classes is not None
         assert data.train.labels is not None
+        device = data.device
         ks = sorted({k for k in self.options.ks if k <= len(data.train)}) or [len(data.train)]
         temperatures = sorted(set(self.options.temperatures)) + [math.inf] * self.options.uniform
         with progress_bar("kNN", len(data.val) + len(data.test)) as bar:

@@ -104,14 +104,14 @@ class Linear(Protocol):
 
     needs = ("labels",)
     metric = "top1"
+    describes = "linear classifier on cached pooled features"
 
-    def __init__(self, options: LinearConfig) -> None:
-        self.options = options
+    options: LinearConfig
 
-    def run(self, data: EvalData, device: torch.device) -> Outcome:
+    def run(self, data: EvalData) -> Outcome:
         assert data.classes is not None
         assert data.train.labels is not None
-        options, train = self.options, data.train
+        options, train, device = self.options, data.train, data.device
         norm = Standardizer.fit(train.pooled, options.head_norm)
         heads = train_linear(train.pooled, data.train.labels, len(data.classes), options, norm, device)
         val, test = (linear_ranks(heads, split, norm, device) for split in (data.val, data.test))

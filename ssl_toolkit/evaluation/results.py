@@ -26,9 +26,10 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Result:
-    """One protocol on one data set, as written to ``<protocol>-<data>.json``.
+    """One protocol on one data set, as written to ``<protocol>[-<variant>]-<data>.json``.
 
     Attributes:
+        variant: what distinguishes it from the protocol's plain result, empty for that one.
         source: name of what was evaluated.
         metric: the key of ``metrics`` that stands for the protocol.
         metrics: on the test split, in percent.
@@ -64,18 +65,24 @@ class Result:
     seconds: float
     extraction_seconds: float
     created: str
+    variant: str = ""
     examples: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def title(self) -> str:
+        """Protocol and variant, for tables."""
+        return f"{self.protocol} ({self.variant})" if self.variant else self.protocol
 
     def as_dict(self) -> dict[str, Any]:
         """What the JSON file holds: everything but ``examples``."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "examples"}
 
     def write(self, folder: Path) -> Path:
-        """Write ``<protocol>-<data>.json`` (and ``-examples.npz`` where there are examples) into ``folder``.
+        """Write ``<protocol>[-<variant>]-<data>.json`` (and ``-examples.npz`` with the examples) into ``folder``.
 
         Each file is written atomically; the path of the JSON is returned.
         """
-        stem = f"{self.protocol}-{self.data}"
+        stem = "-".join(filter(None, (self.protocol, self.variant, self.data)))
         if self.examples:
             with atomic_path(folder / f"{stem}-examples.npz") as temporary:
                 np.savez_compressed(temporary, **self.examples)  # type: ignore[arg-type]
@@ -97,8 +104,8 @@ def summary_table(results: Sequence[Result]) -> Table:
         metrics = ", ".join(f"{LABELS.get(k, k)} {v:.1f}" for k, v in result.metrics.items())
         chosen = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.selected.items())
         sizes = " / ".join(f"{result.sizes[split]:,}" for split in ("train", "val", "test"))
-        table.add_row(*map(Text, (result.protocol, result.data, result.source, metrics, chosen, sizes)))
-    notes = [f"{result.protocol}: {note}" for result in results for note in result.notes]
+        table.add_row(*map(Text, (result.title, result.data, result.source, metrics, chosen, sizes)))
+    notes = [f"{result.title}: {note}" for result in results for note in result.notes]
     if notes:
         table.caption = "\n".join(notes)
         table.caption_justify = "left"

@@ -28,13 +28,18 @@ from ssl_toolkit.evaluation.heads import (
 )
 from ssl_toolkit.evaluation.metrics import class_iou, confusion, segmentation_metrics
 from ssl_toolkit.evaluation.protocol import (
+    MAPS,
+    MASKS,
+    POOLED,
     PROTOCOLS,
     EvalData,
     Outcome,
     Protocol,
     best_setting,
+    everywhere,
     missing_classes,
 )
+from ssl_toolkit.evaluation.source import Source
 from ssl_toolkit.progress import Bar, progress_bar
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -181,14 +186,17 @@ class Segmentation(Protocol):
 
     needs = ("masks",)
     metric = "miou"
+    describes = "linear classifier on cached feature maps"
 
-    def __init__(self, options: SegmentationConfig) -> None:
-        self.options = options
+    options: SegmentationConfig
 
-    def run(self, data: EvalData, device: torch.device) -> Outcome:
+    def reads(self, source: Source) -> dict[str, frozenset[str]]:
+        return everywhere(POOLED, MAPS, MASKS)
+
+    def run(self, data: EvalData) -> Outcome:
         assert data.mask_classes is not None
         assert data.train.maps is not None
-        options, classes = self.options, len(data.mask_classes)
+        options, classes, device = self.options, len(data.mask_classes), data.device
         norm = Standardizer.fit(data.train.maps, options.head_norm)
         heads = train_segmentation(data.train, classes, options, norm, device)
         with progress_bar("segmentation metrics", len(data.val) + len(data.test)) as bar:
@@ -219,7 +227,7 @@ class Segmentation(Protocol):
         index = np.linspace(0, len(data.test) - 1, min(self.options.examples, len(data.test))).round().astype(int)
         rows, columns = _grids(data.test, device)
         prediction = predict(heads, data.test.maps[index], norm.to(device), rows, columns)[best]
-        images = data.test_images(index.tolist())
+        images = data.images("test", index.tolist())
         return {
             "image": as_rgb(images.numpy()),
             "mask": data.test.masks[index].numpy(),

@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ssl_toolkit.backbones import BackboneConfig, create_backbone, load_backbone
+from ssl_toolkit.backbones import Backbone, BackboneConfig, create_backbone, load_backbone
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation.features import Preparation, calibrate_batchnorm
-from ssl_toolkit.evaluation.suite import Source
 from ssl_toolkit.hardware import pick_device
 from ssl_toolkit.registry import typed
 
 WEIGHTS = "backbone.safetensors"
 IN_CHECKPOINT = "method.backbone."
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is evaluated.
+
+    Attributes:
+        preprocessing: ``mean`` and ``std`` that the backbone was trained with; without them the data's.
+        name: for tables.
+        checkpoint_path, checkpoint_sha256: of its weights, None for an untrained backbone.
+    """
+
+    backbone: Backbone
+    preprocessing: Mapping[str, Any]
+    name: str
+    checkpoint_path: str | None = None
+    checkpoint_sha256: str | None = None
+
+    def weights_digest(self) -> str:
+        """A hash of the backbone's weights and statistics, whichever file they came from."""
+        digest = hashlib.sha256()
+        for name, value in self.backbone.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -12,22 +12,27 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from rich.console import Console
 
-from ssl_toolkit.backbones import Backbone
+from ssl_toolkit.criteria.distributed import rank
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.data.base import SPLITS, ImageDataset
 from ssl_toolkit.errors import UserError, unknown
-from ssl_toolkit.evaluation.features import FeatureBank, Preparation, eval_images, extract
+from ssl_toolkit.evaluation.features import FeatureBank, Preparation, extract
 from ssl_toolkit.evaluation.knn import KnnConfig
 from ssl_toolkit.evaluation.linear import LinearConfig
-from ssl_toolkit.evaluation.protocol import PROTOCOLS, EvalData, Protocol
+from ssl_toolkit.evaluation.protocol import MAPS, MASKS, PROTOCOLS, EvalData, Protocol
 from ssl_toolkit.evaluation.results import Result
 from ssl_toolkit.evaluation.segmentation import SegmentationConfig
+from ssl_toolkit.evaluation.source import Source
 from ssl_toolkit.hardware import pick_device, pick_precision
+from ssl_toolkit.processes.world import current_world, from_first, process_device
 from ssl_toolkit.registry import typed
 
-COMPOSED = ("data", "backbone")
+UNFINISHED = ".unfinished"
+"""Folder beside the results for work that was stopped."""
+
+COMPOSED = ("data", "backbone", "scale")
 """Groups that the command line composes into the same config; read by `Source` and `evaluate`, not here."""
 
 
@@ -41,6 +46,7 @@ class EvalConfig:
         out: folder for the results.
         seed: of an untrained backbone.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        devices: processes on this machine; 0 is one for each GPU. Results do not depend on it.
         precision: of the forward pass: ``auto``, ``bf16`` or ``fp32``. Heads are trained in float32.
         batch_size: images a forward pass.
         workers: processes that read images; 0 reads them in this one.
@@ -52,6 +58,7 @@ class EvalConfig:
     out: str | None = None
     seed: int = 0
     device: str = "auto"
+    devices: int = 0
     precision: str = "auto"
     batch_size: int = 256
     workers: int = 0
@@ -60,25 +67,8 @@ class EvalConfig:
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.workers < 0:
-            raise ValueError("batch_size must be 1 or more and workers 0 or more")
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is evaluated.
-
-    Attributes:
-        preprocessing: ``mean`` and ``std`` that the backbone was trained with; without them the data's.
-        name: for tables.
-        checkpoint_path, checkpoint_sha256: of its weights, None for an untrained backbone.
-    """
-
-    backbone: Backbone
-    preprocessing: Mapping[str, Any]
-    name: str
-    checkpoint_path: str | None = None
-    checkpoint_sha256: str | None = None
+        if self.batch_size < 1 or self.workers < 0 or self.devices < 0:
+            raise ValueError("batch_size must be 1 or more, workers and devices 0 or more")
 
 
 def eval_config(options: EvalConfig | Mapping[str, Any] | DictConfig) -> EvalConfig:
@@ -98,6 +88,7 @@ def evaluate(
     data_config: Mapping[str, Any] | DictConfig,
     options: EvalConfig | Mapping[str, Any] | DictConfig,
     out: Path | None = None,
+    console: Console | None = None,
 ) -> list[Result]:
     """Run ``protocols`` on the frozen backbone of ``source``.
 
@@ -106,6 +97,7 @@ def evaluate(
         data_config: key ``name`` and the options of the data set.
         out: folder for ``<protocol>-<data>.json`` and examples; None writes nothing. Each is written as soon
             as its protocol ends.
+        console: where progress is shown.
 
     Raises:
         UserError: an unknown protocol, data without the labels or masks that a protocol needs, or a backbone
@@ -114,7 +106,7 @@ def evaluate(
     options = eval_config(options)
     _protocols(protocols, options)  # an unknown name stops before data is made
     datasets = {split: build_dataset(data_config, split) for split in SPLITS}
-    return evaluate_on(protocols, source, datasets, options, out)
+    return evaluate_on(protocols, source, datasets, options, out, console)
 
 
 def evaluate_on(
@@ -123,70 +115,100 @@ def evaluate_on(
     datasets: Mapping[str, ImageDataset],
     options: EvalConfig,
     out: Path | None = None,
+    console: Console | None = None,
 ) -> list[Result]:
     """`evaluate` on data sets that are already built, one for each of `SPLITS`."""
     chosen = _protocols(protocols, options)
     _check_data(chosen, datasets)
+    for protocol in chosen.values():
+        protocol.check(source, datasets)
     preparation = _preparation(source, datasets["train"], options)
-    device = pick_device(options.device)
+    device = process_device(pick_device(options.device), current_world())
     precision = pick_precision(options.precision, device)
-    masks = any("masks" in protocol.needs for protocol in chosen.values())
+    fingerprint = " ".join(f"{split}:{datasets[split].fingerprint()}" for split in SPLITS)
     start = time.perf_counter()
-    banks = {
+    data = EvalData(
+        source,
+        datasets,
+        _extract(chosen, source, datasets, preparation, device, precision, console),
+        preparation,
+        device,
+        precision,
+        identity=f"{source.weights_digest()} {fingerprint} {preparation} {precision}",
+        state=None if out is None else out / UNFINISHED,
+        console=console,
+    )
+    shared = {**_shared(data, fingerprint), "extraction_seconds": round(time.perf_counter() - start, 3)}
+    results = []
+    for name, protocol in chosen.items():
+        result = _run(name, protocol, data, shared)
+        if out is not None and rank() == 0:
+            result.write(out)
+        results.append(result)
+    return results
+
+
+def _run(name: str, protocol: Protocol, data: EvalData, shared: Mapping[str, Any]) -> Result:
+    start = time.perf_counter()
+    outcome = protocol.run(data) if protocol.parallel else from_first(lambda: protocol.run(data))
+    return Result(
+        protocol=name,
+        variant=protocol.variant,
+        metric=protocol.metric,
+        **vars(outcome),
+        config=dataclasses.asdict(protocol.options),
+        seconds=round(time.perf_counter() - start, 3),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        **shared,
+    )
+
+
+def _extract(
+    protocols: Mapping[str, Protocol],
+    source: Source,
+    datasets: Mapping[str, ImageDataset],
+    preparation: Preparation,
+    device: torch.device,
+    precision: torch.dtype,
+    console: Console | None,
+) -> dict[str, FeatureBank]:
+    """Features of the splits that are read, with all that any protocol reads of them."""
+    wanted: dict[str, frozenset[str]] = dict.fromkeys(SPLITS, frozenset())
+    for protocol in protocols.values():
+        for split, parts in protocol.reads(source).items():
+            wanted[split] |= parts
+    return {
         split: extract(
             source.backbone,
             datasets[split],
             preparation,
             device=device,
             precision=precision,
-            maps=masks,
-            masks=masks,
+            maps=MAPS in parts,
+            masks=MASKS in parts,
+            console=console,
         )
-        for split in SPLITS
+        for split, parts in wanted.items()
+        if parts
     }
-    shared = _shared(source, datasets, banks, preparation, precision)
-    shared["extraction_seconds"] = round(time.perf_counter() - start, 3)
-    data = _eval_data(banks, datasets, preparation)
-    results = []
-    for name, protocol in chosen.items():
-        start = time.perf_counter()
-        outcome = protocol.run(data, device)
-        result = Result(
-            protocol=name,
-            metric=protocol.metric,
-            **vars(outcome),
-            config=dataclasses.asdict(getattr(options, name)),
-            seconds=round(time.perf_counter() - start, 3),
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(),
-            **shared,
-        )
-        if out is not None:
-            result.write(out)
-        results.append(result)
-    return results
 
 
-def _shared(
-    source: Source,
-    datasets: Mapping[str, ImageDataset],
-    banks: Mapping[str, FeatureBank],
-    preparation: Preparation,
-    precision: torch.dtype,
-) -> dict[str, Any]:
+def _shared(data: EvalData, fingerprint: str) -> dict[str, Any]:
     """What every result of an evaluation says alike."""
+    source, preparation = data.source, data.preparation
     given = {key: getattr(preparation, key) for key in ("mean", "std", "resize", "size")}
     return {
-        "data": datasets["train"].name,
+        "data": data.datasets["train"].name,
         "source": source.name,
-        "sizes": {**{s: len(banks[s]) for s in SPLITS}, "features": banks["train"].pooled.shape[1]},
+        "sizes": {**{s: len(data.datasets[s]) for s in SPLITS}, "features": source.backbone.num_features},
         "backbone": dict(source.backbone.config.as_dict()),
         "checkpoint": {
             "name": source.name,
             "path": source.checkpoint_path,
             "sha256": source.checkpoint_sha256,
         },
-        "input": {**given, "precision": "bf16" if precision == torch.bfloat16 else "fp32"},
-        "data_fingerprint": " ".join(f"{s}:{datasets[s].fingerprint()}" for s in SPLITS),
+        "input": {**given, "precision": "bf16" if data.precision == torch.bfloat16 else "fp32"},
+        "data_fingerprint": fingerprint,
     }
 
 
@@ -201,7 +223,11 @@ def _protocols(names: Sequence[str], options: EvalConfig) -> dict[str, Protocol]
 
 def _check_data(protocols: Mapping[str, Protocol], datasets: Mapping[str, ImageDataset]) -> None:
     for split, dataset in datasets.items():
-        has = {"labels": dataset.classes is not None, "masks": dataset.mask_classes is not None}
+        has = {
+            "labels": dataset.classes is not None,
+            "masks": dataset.mask_classes is not None,
+            "objects": dataset.object_classes is not None,
+        }
         for name, protocol in protocols.items():
             for need in protocol.needs:
                 if not has[need]:
@@ -228,13 +254,3 @@ def _preparation(source: Source, dataset: ImageDataset, options: EvalConfig) -> 
         options.batch_size,
         options.workers,
     )
-
-
-def _eval_data(
-    banks: Mapping[str, FeatureBank], datasets: Mapping[str, ImageDataset], preparation: Preparation
-) -> EvalData:
-    def test_images(indices: Sequence[int]) -> Tensor:
-        return eval_images(datasets["test"], indices, preparation)
-
-    train = datasets["train"]
-    return EvalData(banks["train"], banks["val"], banks["test"], train.classes, train.mask_classes, test_images)

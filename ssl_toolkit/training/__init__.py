@@ -7,16 +7,12 @@ from ssl_toolkit.training.parts import assemble, resolved
 from ssl_toolkit.training.pretrain import prepare, pretrain, resume, start
 from ssl_toolkit.training.replay import replay
 from ssl_toolkit.training.run import new_run_folder, read_run_config, sweep_name, write_baseline_files
-from ssl_toolkit.training.world import console_of, current_world, leave
 
 __all__ = [
     "TrainerConfig",
     "assemble",
-    "console_of",
-    "current_world",
     "export",
     "is_free",
-    "leave",
     "new_run_folder",
     "prepare",
     "pretrain",

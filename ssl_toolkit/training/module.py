@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_toolkit.backbones.groups import parameter_groups
 from ssl_toolkit.criteria import NonFiniteError
 from ssl_toolkit.data.transforms import Normalize
 from ssl_toolkit.methods.base import Method
 from ssl_toolkit.training.accumulation import Buffers, accumulated
-from ssl_toolkit.training.groups import parameter_groups
 from ssl_toolkit.training.optimizers import OPTIMIZERS
 from ssl_toolkit.training.schedules import CosineSchedule
 from ssl_toolkit.views.batch import ViewBatch

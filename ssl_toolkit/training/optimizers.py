@@ -10,8 +10,8 @@ from timm.optim.lamb import Lamb
 from timm.optim.lars import Lars
 from torch.optim import Optimizer
 
+from ssl_toolkit.backbones.groups import Groups
 from ssl_toolkit.registry import Registry
-from ssl_toolkit.training.groups import Groups
 
 OPTIMIZERS: Registry[Optimizer] = Registry("optimizer")
 """Factories ``(config, groups) -> Optimizer``; each group has its learning rate and weight decay."""

@@ -15,12 +15,12 @@ from ssl_toolkit.data.base import ImageDataset
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.hardware import check_device_name, pick_device, pick_precision
 from ssl_toolkit.methods import METHODS, Method
+from ssl_toolkit.processes.world import World, join, planned_world, process_device, told_world
 from ssl_toolkit.registry import typed
 from ssl_toolkit.training.callbacks import MonitorConfig, check_loggers
 from ssl_toolkit.training.optimizers import OPTIMIZERS
 from ssl_toolkit.training.options import TrainerConfig
 from ssl_toolkit.training.run import initial_weights
-from ssl_toolkit.training.world import World, join, planned_world, told_world
 from ssl_toolkit.views import Engine, ViewsConfig, choose_engine
 
 
@@ -163,21 +163,6 @@ def check_batch(trainer: TrainerConfig, world: World) -> None:
             f"trainer.batch_size: {trainer.batch_size} images leave 1 to a pass through the network, too few for norm "
             f"statistics; take at least {2 * shares}"
         )
-
-
-def process_device(device: torch.device, world: World) -> torch.device:
-    """The device of this process among those of its machine.
-
-    Raises:
-        UserError: there are fewer GPUs than processes.
-    """
-    if device.type != "cuda" or world.local_size == 1:
-        return device
-    if device.index is not None:
-        raise UserError(f"trainer.device={device} names one GPU for {world.local_size} processes: take device=cuda")
-    if world.local_size > torch.cuda.device_count():
-        raise UserError(f"{world.local_size} processes on a machine with {torch.cuda.device_count()} GPUs: start fewer")
-    return torch.device("cuda", world.local_rank)
 
 
 def resolved(config: DictConfig) -> DictConfig:

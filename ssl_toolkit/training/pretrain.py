@@ -13,17 +13,20 @@ from rich.console import Console
 from ssl_toolkit.backbones import save_backbone
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.files import clear_leftovers
+from ssl_toolkit.processes.launch import launch
+from ssl_toolkit.processes.world import World, agree, console_of, from_first
 from ssl_toolkit.training.checkpoints import LAST, OURS, checkpoint_names, checkpoint_path, read_checkpoint
 from ssl_toolkit.training.describe import describe
 from ssl_toolkit.training.examples import save_match_examples, save_view_examples
 from ssl_toolkit.training.fingerprint import check_same, fingerprint, preprocessing
 from ssl_toolkit.training.fit import train
-from ssl_toolkit.training.launch import launch
 from ssl_toolkit.training.module import Pretraining
 from ssl_toolkit.training.parts import Parts, assemble, meet, resolved, starts_processes
 from ssl_toolkit.training.run import WEIGHTS, default_name, locked, new_run_folder, write_run_files
 from ssl_toolkit.training.saving import give_names
-from ssl_toolkit.training.world import World, agree, console_of, from_first
+
+START, RESUME = "ssl_toolkit.training:start", "ssl_toolkit.training:resume"
+"""What a process that is started does."""
 
 
 def _finish(parts: Parts, module: Pretraining, run: Path) -> None:
@@ -56,7 +59,7 @@ def pretrain(config: DictConfig, console: Console | None = None) -> Path:
     parts = agree(lambda: assemble(config))
     run = from_first(lambda: prepare(config, parts.world))
     if starts_processes(parts):
-        launch(parts.world.size, "start", run, config, quiet=console is not None and console.quiet)
+        launch(parts.world.size, START, run, config, quiet=console is not None and console.quiet)
         return run
     return _start(parts, run, console_of(parts.world, console))
 
@@ -109,7 +112,7 @@ def resume(run: Path, config: DictConfig, console: Console | None = None) -> Pat
     parts = agree(lambda: assemble(config))
     parts.config.init = init
     if starts_processes(parts):
-        launch(parts.world.size, "resume", run, config, quiet=console is not None and console.quiet)
+        launch(parts.world.size, RESUME, run, config, quiet=console is not None and console.quiet)
         return run
     console = console_of(parts.world, console)
     about = fingerprint(parts) if parts.world.first else {}

@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.files import link_or_copy
+from ssl_toolkit.processes.world import from_first, in_any_process
 from ssl_toolkit.training.callbacks.best import KEY as BEST_VALUE
 from ssl_toolkit.training.checkpoints import BEST, FORMAT, LAST, OURS, NotFinite, checkpoint_path, progress
 from ssl_toolkit.training.module import Pretraining
-from ssl_toolkit.training.world import from_first, in_any_process
 
 STOPPING = b"\nstopping after this step, with a checkpoint; Ctrl+C again stops at once without one\n"
 

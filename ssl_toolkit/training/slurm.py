@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ssl_toolkit.errors import Terminated, UserError
+from ssl_toolkit.processes.world import World, current_world
 from ssl_toolkit.training.options import TrainerConfig
-from ssl_toolkit.training.world import World, current_world
 
 
 @dataclass
@@ -132,8 +132,8 @@ class Job:
             os._exit(2)  # others may wait for this process: SLURM ends them
 
     def _train(self) -> None:
+        from ssl_toolkit.processes.world import leave
         from ssl_toolkit.training.pretrain import carry_on
-        from ssl_toolkit.training.world import leave
 
         config: Any = OmegaConf.create(self.config)
         carry_on(self.run, config, Console())

@@ -7,8 +7,8 @@ from typing import Any
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from ssl_toolkit.processes.world import World, meeting_point
 from ssl_toolkit.training.parts import Parts
-from ssl_toolkit.training.world import World, meeting_point
 
 
 class Placed(ClusterEnvironment):

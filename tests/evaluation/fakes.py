@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_toolkit.backbones.base import Backbone, BackboneConfig, Features
 from ssl_toolkit.data.base import DataConfig, ImageDataset
-from ssl_toolkit.evaluation import EvalData, FeatureBank, Preparation
+from ssl_toolkit.evaluation import EvalData, FeatureBank, Preparation, Source
 
 COLOURS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250]], dtype=np.uint8)
 PREPARATION = Preparation([0.5, 0.5, 0.5], [0.25, 0.25, 0.25], 16, 16, batch_size=5)
@@ -89,14 +89,16 @@ def bank(features: Tensor, labels: Tensor) -> FeatureBank:
 def eval_data(
     train: FeatureBank, val: FeatureBank, test: FeatureBank, classes: int, pixels: int | None = None
 ) -> EvalData:
-    """`EvalData` with made-up names; ``pixels`` is the side of black test images."""
-
-    def images(index: Sequence[int]) -> Tensor:
-        assert pixels is not None
-        return torch.zeros(len(index), pixels, pixels, 3, dtype=torch.uint8)
-
-    names = tuple(f"class{i}" for i in range(classes))
-    return EvalData(train, val, test, names, names, images)
+    """`EvalData` of banks, with made-up names; ``pixels`` is the side of black images."""
+    banks = {"train": train, "val": val, "test": test}
+    side = pixels or 16
+    datasets = {}
+    for split, features in banks.items():
+        images = np.zeros((len(features), side, side, 3), dtype=np.uint8)
+        datasets[split] = ArrayDataset(images, [0] * len(images), images[..., 0], split, classes)
+    preparation = Preparation([0.5] * 3, [0.25] * 3, side, side)
+    source = Source(ColourBackbone(), {}, "made up")
+    return EvalData(source, datasets, banks, preparation, CPU, torch.float32)
 
 
 def one_hot_data(count: int, classes: int, shuffled: bool, seed: int = 0) -> EvalData:

@@ -14,7 +14,7 @@ from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation.knn import Knn, KnnConfig, knn_predict, neighbours
 from ssl_toolkit.evaluation.protocol import best_setting
 from ssl_toolkit.registry import typed
-from tests.evaluation.fakes import CPU, bank, eval_data, one_hot_data
+from tests.evaluation.fakes import bank, eval_data, one_hot_data
 
 
 def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -78,9 +78,9 @@ def test_a_low_temperature_does_not_overflow() -> None:
 
 
 def test_planted_answers() -> None:
-    right = Knn(KnnConfig()).run(one_hot_data(400, 8, shuffled=False), CPU)
+    right = Knn(KnnConfig()).run(one_hot_data(400, 8, shuffled=False))
     assert right.metrics == {"top1": 100.0, "top5": 100.0}
-    chance = Knn(KnnConfig()).run(one_hot_data(400, 8, shuffled=True), CPU)
+    chance = Knn(KnnConfig()).run(one_hot_data(400, 8, shuffled=True))
     assert chance.metrics["top1"] < 25
     assert 40 < chance.metrics["top5"] < 85
 
@@ -90,7 +90,7 @@ def test_the_setting_is_chosen_on_validation_and_reported_on_test() -> None:
     splits = [
         bank(torch.randn(60, 3, generator=generator), torch.randint(0, 3, (60,), generator=generator)) for _ in range(3)
     ]
-    outcome = Knn(KnnConfig(ks=[1, 3, 9, 27])).run(eval_data(*splits, classes=3), CPU)
+    outcome = Knn(KnnConfig(ks=[1, 3, 9, 27])).run(eval_data(*splits, classes=3))
     row = max(outcome.grid, key=lambda r: r["val_top1"])
     assert outcome.metrics == {"top1": row["test_top1"]}  # three classes have no top-5
     assert outcome.selected == {k: v for k, v in row.items() if not k.endswith("top1")}
@@ -107,7 +107,7 @@ def test_notes_name_missing_classes_and_large_k() -> None:
     data = one_hot_data(30, 3, shuffled=False)
     keep = data.train.labels != 1
     few = bank(data.train.pooled[keep], data.train.labels[keep])
-    outcome = Knn(KnnConfig(ks=[5, 100])).run(eval_data(few, data.val, data.test, 3), CPU)
+    outcome = Knn(KnnConfig(ks=[5, 100])).run(eval_data(few, data.val, data.test, 3))
     assert "1 of 3 classes have no training image: class1" in outcome.notes
     assert any("k above the 20 training images" in note for note in outcome.notes)
     assert {row["k"] for row in outcome.grid} == {5}

@@ -66,17 +66,17 @@ def test_a_head_does_not_depend_on_its_neighbours_even_if_they_diverge() -> None
 
 def test_diverged_heads_are_marked_and_never_chosen() -> None:
     data = one_hot_data(60, 3, shuffled=False)
-    outcome = Linear(LinearConfig(lrs=[1e38, 0.1], epochs=20)).run(data, CPU)
+    outcome = Linear(LinearConfig(lrs=[1e38, 0.1], epochs=20)).run(data)
     assert outcome.grid[0] == {"lr": 1e38, "val_top1": None, "test_top1": None, "diverged": True}
     assert outcome.selected == {"lr": 0.1}
     with pytest.raises(UserError, match=r"every learning rate diverged.*linear\.lrs"):
-        Linear(LinearConfig(lrs=[1e38], epochs=20)).run(data, CPU)
+        Linear(LinearConfig(lrs=[1e38], epochs=20)).run(data)
 
 
 def test_planted_answers() -> None:
-    right = Linear(LinearConfig(epochs=30)).run(one_hot_data(400, 8, shuffled=False), CPU)
+    right = Linear(LinearConfig(epochs=30)).run(one_hot_data(400, 8, shuffled=False))
     assert right.metrics == {"top1": 100.0, "top5": 100.0}
-    chance = Linear(LinearConfig(epochs=30)).run(one_hot_data(400, 8, shuffled=True), CPU)
+    chance = Linear(LinearConfig(epochs=30)).run(one_hot_data(400, 8, shuffled=True))
     assert chance.metrics["top1"] < 25
 
 
@@ -84,7 +84,7 @@ def test_lr_is_chosen_on_validation_and_reported_on_test() -> None:
     splits = [bank(*problem(80, seed)) for seed in range(3)]
     splits[1] = bank(splits[1].pooled, splits[1].labels.roll(1))  # validation labels are noise
     data = eval_data(*splits, classes=4)
-    outcome = Linear(LinearConfig(lrs=[1e-4, 1e-3, 1e-2, 1e-1, 1.0], epochs=10)).run(data, CPU)
+    outcome = Linear(LinearConfig(lrs=[1e-4, 1e-3, 1e-2, 1e-1, 1.0], epochs=10)).run(data)
     row = max(outcome.grid, key=lambda r: r["val_top1"])
     assert outcome.selected == {"lr": row["lr"]}
     assert outcome.metrics == {"top1": row["test_top1"]}
@@ -154,7 +154,7 @@ def test_end_of_the_sweep_is_noted() -> None:
 def test_one_class_and_fewer_images_than_a_batch() -> None:
     features = torch.randn(5, 3)
     split = bank(features, torch.zeros(5, dtype=torch.long))
-    outcome = Linear(LinearConfig(epochs=2)).run(eval_data(split, split, split, 1), CPU)
+    outcome = Linear(LinearConfig(epochs=2)).run(eval_data(split, split, split, 1))
     assert outcome.metrics == {"top1": 100.0}
 
 
@@ -180,7 +180,7 @@ def test_head_norm_false_leaves_features_as_they_are() -> None:
     scaled = bank(features * 1e-3, labels)
     data = eval_data(scaled, scaled, scaled, classes=4)
     accuracy = {
-        norm: Linear(LinearConfig(lrs=[0.01], epochs=10, head_norm=norm)).run(data, CPU).metrics["top1"]
+        norm: Linear(LinearConfig(lrs=[0.01], epochs=10, head_norm=norm)).run(data).metrics["top1"]
         for norm in (True, False)
     }
     assert accuracy[True] > accuracy[False]

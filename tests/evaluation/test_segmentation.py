@@ -123,7 +123,7 @@ def test_a_head_does_not_depend_on_its_neighbours_even_if_they_diverge() -> None
     together = train_segmentation(bank, 3, beside, norm, CPU)
     assert torch.allclose(alone.weights[0], together.weights[2], atol=1e-6)
     assert together.diverged() == [True, False, False]
-    outcome = Segmentation(beside).run(eval_data(bank, bank, bank, 3, pixels=12), CPU)
+    outcome = Segmentation(beside).run(eval_data(bank, bank, bank, 3, pixels=12))
     assert outcome.grid[0]["val_miou"] is None
     assert outcome.grid[0]["diverged"] is True
     assert outcome.selected["lr"] in (0.01, 0.1)
@@ -159,11 +159,11 @@ def planted(shuffled: bool) -> FeatureBank:
 def test_planted_answers() -> None:
     options = SegmentationConfig(lrs=[0.03, 0.1], iterations=150, pixel_stride=1)
     bank = planted(shuffled=False)
-    right = Segmentation(options).run(eval_data(bank, bank, bank, 4, pixels=6), CPU)
+    right = Segmentation(options).run(eval_data(bank, bank, bank, 4, pixels=6))
     assert right.metrics == {"miou": 100.0, "foreground_miou": 100.0, "pixel_accuracy": 100.0}
     assert set(right.details["per_class_iou"].values()) == {100.0}
     noise = planted(shuffled=True)
-    chance = Segmentation(options).run(eval_data(noise, noise, noise, 4, pixels=6), CPU)
+    chance = Segmentation(options).run(eval_data(noise, noise, noise, 4, pixels=6))
     assert chance.metrics["pixel_accuracy"] < 40
 
 
@@ -171,7 +171,7 @@ def test_lr_is_chosen_on_validation_and_reported_on_test() -> None:
     train, val, test = problem(20, 0), problem(8, 1), problem(8, 2)
     val = FeatureBank(val.pooled, val.maps, None, val.masks.roll(1, 0))
     options = SegmentationConfig(lrs=[1e-4, 1e-3, 1e-2, 1e-1], iterations=40)
-    outcome = Segmentation(options).run(eval_data(train, val, test, 3, pixels=12), CPU)
+    outcome = Segmentation(options).run(eval_data(train, val, test, 3, pixels=12))
     row = max(outcome.grid, key=lambda r: r["val_miou"])
     assert outcome.selected == {"lr": row["lr"]}
     assert outcome.metrics["miou"] == row["test_miou"]
@@ -181,7 +181,7 @@ def test_absent_classes_are_noted_and_have_no_iou() -> None:
     bank = planted(shuffled=False)
     bank.masks[bank.masks == 3] = VOID
     options = SegmentationConfig(lrs=[0.1], iterations=100, pixel_stride=1)
-    outcome = Segmentation(options).run(eval_data(bank, bank, bank, 5, pixels=6), CPU)
+    outcome = Segmentation(options).run(eval_data(bank, bank, bank, 5, pixels=6))
     assert outcome.details["per_class_iou"]["class4"] is None
     assert "2 of 5 classes have no test pixel: class3, class4" in outcome.notes
     assert outcome.metrics["miou"] == 100.0
@@ -190,7 +190,7 @@ def test_absent_classes_are_noted_and_have_no_iou() -> None:
 def test_examples_are_spread_over_the_test_split() -> None:
     bank = problem(50, height=3, width=3)
     outcome = Segmentation(SegmentationConfig(lrs=[0.1], iterations=5, examples=8)).run(
-        eval_data(bank, bank, bank, 3, pixels=12), CPU
+        eval_data(bank, bank, bank, 3, pixels=12)
     )
     kept = outcome.examples
     assert kept["index"].tolist() == [0, 7, 14, 21, 28, 35, 42, 49]
@@ -218,5 +218,5 @@ def test_bad_options(options: dict, words: str) -> None:
 def test_a_stride_above_the_mask_still_trains() -> None:
     bank = planted(shuffled=False)
     options = SegmentationConfig(lrs=[0.1], iterations=300, pixel_stride=64)
-    outcome = Segmentation(options).run(eval_data(bank, bank, bank, 4, pixels=6), CPU)
+    outcome = Segmentation(options).run(eval_data(bank, bank, bank, 4, pixels=6))
     assert outcome.metrics["miou"] > 90

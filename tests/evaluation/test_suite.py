@@ -17,6 +17,7 @@ from rich.console import Console
 
 import ssl_toolkit.configs
 from ssl_toolkit.backbones import create_backbone
+from ssl_toolkit.config import choices, compose_config
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation import (
     PROTOCOLS,
@@ -204,13 +205,29 @@ def test_preprocessing_of_the_source_wins_over_that_of_the_data() -> None:
 
 
 def test_the_yaml_holds_every_option_with_its_default() -> None:
-    path = Path(ssl_toolkit.configs.__file__).parent / "eval.yaml"
-    written = {key: value for key, value in OmegaConf.load(path).items() if key not in ("defaults", "data", "backbone")}
-    assert written == OmegaConf.to_container(OmegaConf.structured(EvalConfig))
-    assert set(PROTOCOLS.names()) == {"knn", "linear", "segmentation"}
+    written = OmegaConf.to_container(compose_config("eval"))
+    assert isinstance(written, dict)
+    assert {"data", "backbone"} <= set(written)
+    plain = {key: value for key, value in written.items() if key not in ("data", "backbone")}
+    assert plain == OmegaConf.to_container(OmegaConf.structured(EvalConfig))
+    assert set(PROTOCOLS.names()) == set(choices("protocol")) <= set(plain)
+
+
+@pytest.mark.parametrize("name", ["eval", *(f"protocol/{name}" for name in choices("protocol"))])
+def test_every_option_has_a_comment(name: str) -> None:
+    path = Path(ssl_toolkit.configs.__file__).parent / f"{name}.yaml"
     lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
     options = [line for line in lines if not line.startswith((" ", "-", "defaults"))]
-    assert all("#" in line for line in options + [line for line in lines if line.startswith("  ") and ":" in line])
+    assert all(" # " in line for line in options), options
+
+
+@pytest.mark.parametrize("name", choices("scale"))
+def test_scales_change_options_of_protocols_alone(name: str) -> None:
+    plain, scaled = (OmegaConf.to_container(compose_config("eval", given)) for given in ([], [f"scale={name}"]))
+    assert isinstance(plain, dict)
+    assert isinstance(scaled, dict)
+    assert {key for key in plain if plain[key] != scaled[key]} <= set(PROTOCOLS.names())
+    eval_config(compose_config("eval", [f"scale={name}"]))
 
 
 def test_the_config_is_strict_and_passes_over_composed_groups() -> None:

@@ -23,9 +23,10 @@ from safetensors.torch import load_file
 from ssl_toolkit import training
 from ssl_toolkit.config import compose_config, override_of
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.processes.launch import launch
+from ssl_toolkit.processes.world import agree, current_world, first_to_tell, from_first, in_any_process, join, leave
 from ssl_toolkit.training.checkpoints import read_checkpoint
-from ssl_toolkit.training.launch import launch
-from ssl_toolkit.training.world import agree, current_world, first_to_tell, from_first, in_any_process, join, leave
+from ssl_toolkit.training.pretrain import RESUME
 from tests.helpers import heed_interrupts, quick_overrides
 from tests.training.killing import difference, metrics, runs_differ
 
@@ -167,7 +168,7 @@ def workers_of(run: Path) -> list[int]:
             line = path.read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if "ssl_toolkit.training.worker" in line and f"\0{run}\0" in line:
+        if "ssl_toolkit.processes.worker" in line and f"\0{run}\0" in line:
             found.append(int(path.parent.name))
     return found
 
@@ -319,6 +320,6 @@ def test_launch_raises_what_a_process_raises(tmp_path: Path) -> None:
     before = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("ssl-toolkit-????????"))
     config = training.resolved(compose_config("pretrain", [*overrides(tmp_path, "whole"), "trainer.batch_size=15"]))
     with pytest.raises(UserError, match="15 images do not divide by 2 processes; take 16"):
-        launch(2, "resume", tmp_path, config, quiet=True)
+        launch(2, RESUME, tmp_path, config, quiet=True)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("ssl-toolkit-????????")) <= before

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from ssl_toolkit.backbones.groups import parameter_groups
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.training.groups import parameter_groups
 from ssl_toolkit.training.optimizers import OPTIMIZERS
 
 STEPS = 4

@@ -18,10 +18,10 @@ from rich.console import Console
 from ssl_toolkit import training
 from ssl_toolkit.cli import main
 from ssl_toolkit.config import compose_config, override_of
+from ssl_toolkit.processes.world import World
 from ssl_toolkit.registry import typed
 from ssl_toolkit.training.options import TrainerConfig
 from ssl_toolkit.training.slurm import Job, SlurmConfig
-from ssl_toolkit.training.world import World
 from tests.helpers import quick_overrides
 from tests.training.killing import metrics, runs_differ
 

@@ -10,10 +10,10 @@ import lightning.pytorch as pl
 from rich.console import Console
 
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.processes.world import from_first
 from ssl_toolkit.training.callbacks.failures import save_failure
 from ssl_toolkit.training.callbacks.metrics import Measures
 from ssl_toolkit.training.callbacks.options import Schedule
-from ssl_toolkit.training.world import from_first
 
 IN_A_ROW = 3
 """Failed steps that stop a run."""

@@ -18,9 +18,9 @@ from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation.features import FeatureBank, Preparation, eval_images, extract
 from ssl_toolkit.evaluation.knn import QUERY_CHUNK, knn_predict
 from ssl_toolkit.evaluation.metrics import ranks, top_accuracy
+from ssl_toolkit.processes.world import from_first
 from ssl_toolkit.training.callbacks.options import Schedule
 from ssl_toolkit.training.callbacks.probes import LinearProbe
-from ssl_toolkit.training.world import from_first
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07

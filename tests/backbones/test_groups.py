@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ssl_toolkit.backbones import BackboneConfig, create_backbone
+from ssl_toolkit.backbones.groups import layer_numbers, parameter_groups
 from ssl_toolkit.methods import METHODS
-from ssl_toolkit.training.groups import layer_numbers, parameter_groups
 from tests.helpers import TinyBackbone
 
 

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.training.options import TrainerConfig
-from ssl_toolkit.training.parts import check_batch, process_device
-from ssl_toolkit.training.world import (
+from ssl_toolkit.processes.world import (
     World,
     agree,
     current_world,
@@ -17,8 +15,11 @@ from ssl_toolkit.training.world import (
     in_any_process,
     meeting_point,
     planned_world,
+    process_device,
     told_world,
 )
+from ssl_toolkit.training.options import TrainerConfig
+from ssl_toolkit.training.parts import check_batch
 from ssl_toolkit.views.loader import EpochBatches
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}

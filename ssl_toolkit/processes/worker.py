@@ -1,10 +1,11 @@
-"""One process of a run on several devices: ``python -m ssl_toolkit.training.worker TASK RUN FOLDER quiet``.
+"""One process of a run on several devices: ``python -m ssl_toolkit.processes.worker TASK RUN FOLDER quiet``.
 
-`ssl_toolkit.training.launch` starts it; nobody calls it by hand.
+`ssl_toolkit.processes.launch` starts it; nobody calls it by hand.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_toolkit.errors import Terminated, UserError
-from ssl_toolkit.training.launch import Ending
+from ssl_toolkit.processes.launch import Ending
 
 
 def _end_with(parent: int) -> None:
@@ -30,16 +31,16 @@ def _work(task: str, run: Path, folder: Path, quiet: bool) -> None:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from ssl_toolkit import training
-    from ssl_toolkit.training.world import leave
+    from ssl_toolkit.processes.world import leave
 
+    module, function = task.split(":")
     config: Any = OmegaConf.load(folder / "config.yaml")
-    {"start": training.start, "resume": training.resume}[task](run, config, Console(quiet=quiet))
+    getattr(importlib.import_module(module), function)(run, config, Console(quiet=quiet))
     leave()
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do ``TASK`` (``start`` or ``resume``) on the folder ``RUN``; what ends it early is written to ``FOLDER``."""
+    """Do ``TASK`` (``module:function``) on the folder ``RUN``; what ends it early is written to ``FOLDER``."""
     task, run, folder, voice = arguments
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     rank = int(os.environ["RANK"])

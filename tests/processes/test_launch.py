@@ -13,7 +13,7 @@ import pytest
 
 from ssl_toolkit import training
 from ssl_toolkit.errors import Terminated, UserError
-from ssl_toolkit.training.launch import Ending, _raised
+from ssl_toolkit.processes.launch import Ending, _raised
 from tests.helpers import quick_overrides
 from tests.training.killing import command, metrics
 

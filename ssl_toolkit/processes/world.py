@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -98,7 +99,7 @@ def planned_world(devices: int, device: torch.device, environment: Mapping[str, 
     """The world this process is in, or the one it has to start.
 
     Args:
-        devices: ``trainer.devices``; says nothing where torchrun or srun has started the processes.
+        devices: how many are asked for, 0 for one per GPU; says nothing where torchrun or srun started them.
         device: of the run.
 
     Raises:
@@ -109,8 +110,23 @@ def planned_world(devices: int, device: torch.device, environment: Mapping[str, 
         count = devices or (torch.cuda.device_count() if device.type == "cuda" else 1)
         world = World(size=count, local_size=count)
     if world.local_size > 1 and device.type == "mps":
-        raise UserError(f"trainer.devices: {world.local_size} processes cannot share an Apple GPU; use devices=1")
+        raise UserError(f"devices: {world.local_size} processes cannot share an Apple GPU; take one")
     return world
+
+
+def process_device(device: torch.device, world: World) -> torch.device:
+    """The device of this process among those of its machine.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+    """
+    if device.type != "cuda" or world.local_size == 1:
+        return device
+    if device.index is not None:
+        raise UserError(f"device={device} names one GPU for {world.local_size} processes: take device=cuda")
+    if world.local_size > torch.cuda.device_count():
+        raise UserError(f"{world.local_size} processes on a machine with {torch.cuda.device_count()} GPUs: start fewer")
+    return torch.device("cuda", world.local_rank)
 
 
 def meeting_point(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
@@ -126,11 +142,12 @@ def meeting_point(environment: Mapping[str, str] = os.environ) -> tuple[str, int
     return environment.get("MASTER_ADDR", first), int(environment.get("MASTER_PORT", port))
 
 
-def join(world: World, device: torch.device) -> None:
+def join(world: World, device: torch.device, hours: float | None = None) -> None:
     """Connect this process with the others of its world, by NCCL on GPUs and gloo elsewhere; once is enough.
 
     Args:
         device: of this process.
+        hours: that one may wait for another; None is torch's 10 minutes for NCCL and 30 for gloo.
     """
     if world.size == 1 or dist.is_initialized():
         return
@@ -144,6 +161,7 @@ def join(world: World, device: torch.device) -> None:
         rank=world.rank,
         world_size=world.size,
         device_id=device if cuda else None,
+        timeout=None if hours is None else datetime.timedelta(hours=hours),
     )
 
 

@@ -1,4 +1,4 @@
-"""Starting the processes of a run on this machine, by the engine of torchrun."""
+"""Starting processes on this machine, by the engine of torchrun."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_toolkit.errors import Terminated, UserError
 from ssl_toolkit.files import write_json, write_text
-
-Task = Literal["start", "resume"]
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 SHUTDOWN_SECONDS = 300
@@ -43,14 +41,16 @@ class Ending(NamedTuple):
         write_json(folder / f"ending-{rank}.json", self._asdict())
 
 
-def launch(count: int, task: Task, run: Path, config: DictConfig, *, quiet: bool = False) -> None:
+def launch(count: int, task: str, run: Path, config: DictConfig, *, quiet: bool = False) -> None:
     """Run ``task`` in ``count`` processes, and wait until they are done.
 
-    Each is ``python -m ssl_toolkit.training.worker``, which `torchrun` could as well have started. When one ends early
+    Each is ``python -m ssl_toolkit.processes.worker``, which `torchrun` could as well have started. When one ends early
     all do, and what it says is raised here.
 
     Args:
-        config: of the run, as it is to be used; it may differ from the one in the folder.
+        task: ``"module:function"``, called as ``function(run, config, console)`` in each process.
+        run: the folder that the task works in.
+        config: of the task, as it is to be used; it may differ from the one in the folder.
         quiet: print nothing.
 
     Raises:
@@ -66,7 +66,7 @@ def launch(count: int, task: Task, run: Path, config: DictConfig, *, quiet: bool
         folder = Path(name)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         safe = ("-P",) if sys.version_info >= (3, 11) else ()  # modules of the working directory are none of ours
-        worker = ("-u", *safe, "-m", "ssl_toolkit.training.worker")
+        worker = ("-u", *safe, "-m", "ssl_toolkit.processes.worker")
         try:
             elastic_launch(_elastic_config(count, folder), sys.executable)(
                 *worker, task, str(run), str(folder), "quiet" if quiet else "loud"
