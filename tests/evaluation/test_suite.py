@@ -207,10 +207,8 @@ def test_preprocessing_of_the_source_wins_over_that_of_the_data() -> None:
 def test_the_yaml_holds_every_option_with_its_default() -> None:
     written = OmegaConf.to_container(compose_config("eval"))
     assert isinstance(written, dict)
-    assert {"data", "backbone"} <= set(written)
-    plain = {key: value for key, value in written.items() if key not in ("data", "backbone")}
-    assert plain == OmegaConf.to_container(OmegaConf.structured(EvalConfig))
-    assert set(PROTOCOLS.names()) == set(choices("protocol")) <= set(plain)
+    assert written == OmegaConf.to_container(OmegaConf.structured(EvalConfig))
+    assert set(PROTOCOLS.names()) == set(choices("protocol")) <= set(written)
 
 
 @pytest.mark.parametrize("name", ["eval", *(f"protocol/{name}" for name in choices("protocol"))])
