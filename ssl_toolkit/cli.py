@@ -34,6 +34,7 @@ COMMANDS = {
     "eval": (
         "measure a backbone: knn, linear, segmentation",
         "ssl-toolkit eval knn,linear,segmentation run=runs/NAME\n"
+        "  ssl-toolkit eval linear_augmented zoo=vicregl_resnet50_alpha0p9 data=imagenet data.root=/data/imagenet\n"
         "  ssl-toolkit eval knn checkpoint=backbone.safetensors data=folder data.root=photos",
     ),
     "data": (
@@ -128,12 +129,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _dispatch(args: argparse.Namespace, console: Console) -> int:
     # Imported here so that --help and --version answer at once.
-    from ssl_toolkit import commands, data_commands
+    from ssl_toolkit import commands, data_commands, eval_commands
 
     actions: dict[str, Callable[[], int]] = {
         "pretrain": lambda: commands.pretrain(args.overrides, args.multirun, console),
         "export": lambda: commands.export(args.run, args.checkpoint, args.out, console),
-        "eval": lambda: commands.evaluate(args.protocols, args.overrides, console),
+        "eval": lambda: eval_commands.evaluate(args.protocols, args.overrides, console),
         "data": lambda: data_commands.data(args.action, args.arguments, console),
         "replay": lambda: commands.replay(args.file, console),
         "compare": lambda: commands.compare(args.runs, args.html, args.csv, args.markdown, console),

@@ -8,33 +8,17 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from ssl_toolkit import evaluation, training
-from ssl_toolkit.backbones import BackboneConfig
+from ssl_toolkit import training
 from ssl_toolkit.config import compose_config, expand, is_sweep, parse
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.hardware import pick_device
-from ssl_toolkit.processes.launch import launch
 from ssl_toolkit.processes.world import (
     console_of,
     current_world,
-    join,
     leave,
-    planned_world,
-    process_device,
-    told_world,
 )
-from ssl_toolkit.registry import typed
 from ssl_toolkit.reporting.compare import compare as compare_runs
 from ssl_toolkit.reporting.report import write_comparison_report, write_report
 from ssl_toolkit.slurm_commands import slurm_options, submit_runs
-
-MINI_PIXELS = 96
-"""Side of evaluated images up to which protocols are shortened: a tenth of the pixels of the papers'."""
-
-EVAL_HOURS = 48.0
-"""That processes wait for one that evaluates for all of them."""
-
-EVALUATE = "ssl_toolkit.commands:evaluate_started"
 
 
 def pretrain(overrides: Sequence[str], multirun: bool, console: Console) -> int:
@@ -120,102 +104,6 @@ def _sweep(overrides: Sequence[str], console: Console) -> int:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed; the first: {failed[0]}")
     leave()
     return 0
-
-
-def evaluate(protocols: str, overrides: Sequence[str], console: Console) -> int:
-    """``ssl-toolkit eval``: protocols on a run, an exported backbone, or an untrained one."""
-    names = [name.strip() for name in protocols.split(",") if name.strip()]
-    if any("=" in name for name in names):
-        raise UserError(f"name the protocols first: ssl-toolkit eval knn,linear {protocols}")
-    config, _ = _eval_config(overrides)
-    options = evaluation.eval_config(config)
-    device = pick_device(options.device)
-    world = planned_world(options.devices, device)
-    if world.size > 1 and told_world() is None:
-        given = OmegaConf.create({"protocols": names, "overrides": list(overrides)})
-        launch(world.size, EVALUATE, Path.cwd(), given, quiet=console.quiet)
-        return 0
-    join(world, process_device(device, world), hours=EVAL_HOURS)
-    _evaluate(names, overrides, console_of(world, console))
-    leave()
-    return 0
-
-
-def evaluate_started(folder: Path, given: DictConfig, console: Console) -> None:
-    """`evaluate` in one of the processes that it starts."""
-    world = current_world()
-    options = evaluation.eval_config(_eval_config(given.overrides)[0])
-    join(world, process_device(pick_device(options.device), world), hours=EVAL_HOURS)
-    _evaluate(given.protocols, given.overrides, console)
-
-
-def _evaluate(names: Sequence[str], overrides: Sequence[str], console: Console) -> None:
-    config, data = _eval_config(overrides)
-    source, out = _eval_source(config, data)
-    console.print(f"scale    {_scale_note(overrides, config)}", highlight=False, soft_wrap=True)
-    results = evaluation.evaluate(names, source, data, config, out, console)
-    console.print(evaluation.summary_table(results))
-    console.print(f"results  {out}", highlight=False, soft_wrap=True)
-
-
-def _scale(data: DictConfig) -> str:
-    """Which of ``configs/scale`` suits a data set."""
-    return "mini" if data.eval_size <= MINI_PIXELS else "paper"
-
-
-def _scale_note(overrides: Sequence[str], config: DictConfig) -> str:
-    chosen = next((str(o.value()) for o in map(parse, overrides) if o.key_or_group == "scale"), None)
-    if chosen is not None:
-        return f"{chosen}, as asked"
-    return f"{_scale(config.data)}: images are {config.data.eval_size} px; scale=paper or scale=mini decides otherwise"
-
-
-def _eval_config(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
-    """The eval config and the data to evaluate on: the group ``data=``, else the run's own with its overrides."""
-    parsed = [parse(override) for override in overrides]
-    given = {o.key_or_group for o in parsed}
-    if "data" in given:
-        config = _scaled(overrides, given)
-        return config, config.data
-    plain = [o.input_line for o in parsed if not o.key_or_group.startswith("data.") and o.input_line]
-    config = compose_config("eval", plain)
-    if config.run is None:
-        raise UserError("say what to evaluate on: data=digit_scenes, or data=folder data.root=PATH")
-    saved = training.read_run_config(Path(config.run)).data
-    data_name = f"data={saved.name}"
-    size = f"data.eval_size={saved.eval_size}"
-    config = _scaled([data_name, *([] if "data.eval_size" in given else [size]), *overrides], given)
-    data = saved.copy()
-    for key in given:
-        if key.startswith("data."):
-            OmegaConf.update(data, key.removeprefix("data."), OmegaConf.select(config, key))
-    return config, data
-
-
-def _scaled(overrides: Sequence[str], given: set[str]) -> DictConfig:
-    """The eval config at the scale that suits the data, where none is given."""
-    config = compose_config("eval", overrides)
-    return config if "scale" in given else compose_config("eval", [f"scale={_scale(config.data)}", *overrides])
-
-
-def _eval_source(config: DictConfig, data: DictConfig) -> tuple[evaluation.Source, Path]:
-    """What is evaluated, and the folder for its results."""
-    backbone = config.get("backbone")
-    expect = None if backbone is None else typed(BackboneConfig, backbone, "backbone")
-    if config.run is not None and config.checkpoint is not None:
-        raise UserError("give run= or checkpoint=, not both")
-    if config.run is not None:
-        run = Path(config.run)
-        source, out = evaluation.run_source(run, expect), run / "results"
-    elif config.checkpoint is not None:
-        path = Path(config.checkpoint)
-        source, out = evaluation.file_source(path, expect), path.parent / f"{path.stem}-results"
-    elif expect is not None:
-        source = evaluation.untrained_source(expect, data, config.seed)
-        out = Path(f"untrained-{expect.name}-results")
-    else:
-        raise UserError("say what to evaluate: run=FOLDER, checkpoint=FILE, or backbone=NAME for an untrained one")
-    return source, Path(config.out) if config.out is not None else out
 
 
 def replay(file: str, console: Console) -> int:

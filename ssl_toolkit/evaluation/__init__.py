@@ -6,8 +6,8 @@ from ssl_toolkit.evaluation.linear import LinearConfig
 from ssl_toolkit.evaluation.protocol import PROTOCOLS, EvalData, Outcome, Protocol
 from ssl_toolkit.evaluation.results import Result, summary_table
 from ssl_toolkit.evaluation.segmentation import SegmentationConfig
-from ssl_toolkit.evaluation.source import Source, file_source, run_source, untrained_source
-from ssl_toolkit.evaluation.suite import EvalConfig, eval_config, evaluate, evaluate_on
+from ssl_toolkit.evaluation.source import Source, file_source, run_source, sha256, untrained_source
+from ssl_toolkit.evaluation.suite import EvalConfig, chosen_protocols, eval_config, evaluate, evaluate_on
 
 __all__ = [
     "PROTOCOLS",
@@ -23,6 +23,7 @@ __all__ = [
     "SegmentationConfig",
     "Source",
     "calibrate_batchnorm",
+    "chosen_protocols",
     "eval_config",
     "evaluate",
     "evaluate_on",
@@ -30,6 +31,7 @@ __all__ = [
     "file_source",
     "knn_predict",
     "run_source",
+    "sha256",
     "summary_table",
     "untrained_source",
 ]

@@ -92,19 +92,18 @@ class Result:
 
 
 def summary_table(results: Sequence[Result]) -> Table:
-    """A row for each result: its metrics in percent, what was chosen on validation, and the sizes."""
-    table = Table(title="frozen features, percent on the test split", title_justify="left", title_style="dim")
-    table.add_column("protocol")
-    table.add_column("data")
-    table.add_column("backbone", overflow="fold")
-    table.add_column("result")
-    table.add_column("chosen on validation")
-    table.add_column("train / val / test", justify="right")
+    """A row for each result of one call: what was measured on the test split, and what was chosen on validation."""
+    first = results[0]
+    counts = " / ".join(f"{first.sizes[split]:,}" for split in ("train", "val", "test"))
+    title = f"{first.source} on {first.data}: {counts} images (train / val / test)"
+    table = Table(title=Text(title), title_justify="left", title_style="dim")
+    table.add_column("protocol", overflow="fold")
+    table.add_column("percent on test", overflow="fold")
+    table.add_column("chosen on validation", overflow="fold")
     for result in results:
-        metrics = ", ".join(f"{LABELS.get(k, k)} {v:.1f}" for k, v in result.metrics.items())
+        metrics = ", ".join(f"{LABELS.get(k, k.replace('_', ' '))} {v:.1f}" for k, v in result.metrics.items())
         chosen = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.selected.items())
-        sizes = " / ".join(f"{result.sizes[split]:,}" for split in ("train", "val", "test"))
-        table.add_row(*map(Text, (result.title, result.data, result.source, metrics, chosen, sizes)))
+        table.add_row(*map(Text, (result.title, metrics, chosen)))
     notes = [f"{result.title}: {note}" for result in results for note in result.notes]
     if notes:
         table.caption = "\n".join(notes)

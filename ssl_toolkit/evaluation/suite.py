@@ -21,7 +21,7 @@ from ssl_toolkit.errors import UserError, unknown
 from ssl_toolkit.evaluation.features import FeatureBank, Preparation, extract
 from ssl_toolkit.evaluation.knn import KnnConfig
 from ssl_toolkit.evaluation.linear import LinearConfig
-from ssl_toolkit.evaluation.protocol import MAPS, MASKS, PROTOCOLS, EvalData, Protocol
+from ssl_toolkit.evaluation.protocol import MAPS, MASKS, PROTOCOLS, STAGES, EvalData, Protocol
 from ssl_toolkit.evaluation.results import Result
 from ssl_toolkit.evaluation.segmentation import SegmentationConfig
 from ssl_toolkit.evaluation.source import Source
@@ -43,6 +43,7 @@ class EvalConfig:
     Attributes:
         run: run folder to evaluate.
         checkpoint: exported weights or a training checkpoint to evaluate.
+        zoo: published checkpoint to evaluate.
         out: folder for the results.
         seed: of an untrained backbone.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
@@ -55,6 +56,7 @@ class EvalConfig:
 
     run: str | None = None
     checkpoint: str | None = None
+    zoo: str | None = None
     out: str | None = None
     seed: int = 0
     device: str = "auto"
@@ -104,7 +106,7 @@ def evaluate(
             that does not fit the data; all of this before any image goes through the backbone.
     """
     options = eval_config(options)
-    _protocols(protocols, options)  # an unknown name stops before data is made
+    chosen_protocols(protocols, options)  # an unknown name stops before data is made
     datasets = {split: build_dataset(data_config, split) for split in SPLITS}
     return evaluate_on(protocols, source, datasets, options, out, console)
 
@@ -118,7 +120,7 @@ def evaluate_on(
     console: Console | None = None,
 ) -> list[Result]:
     """`evaluate` on data sets that are already built, one for each of `SPLITS`."""
-    chosen = _protocols(protocols, options)
+    chosen = chosen_protocols(protocols, options)
     _check_data(chosen, datasets)
     for protocol in chosen.values():
         protocol.check(source, datasets)
@@ -186,6 +188,7 @@ def _extract(
             precision=precision,
             maps=MAPS in parts,
             masks=MASKS in parts,
+            stages=STAGES in parts,
             console=console,
         )
         for split, parts in wanted.items()
@@ -212,7 +215,8 @@ def _shared(data: EvalData, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def _protocols(names: Sequence[str], options: EvalConfig) -> dict[str, Protocol]:
+def chosen_protocols(names: Sequence[str], options: EvalConfig) -> dict[str, Protocol]:
+    """The protocols of these names with their options; none, or an unknown one, is a `UserError`."""
     if not names:
         raise UserError(f"no protocol given: choose from {', '.join(PROTOCOLS.names())}")
     for name in names:

@@ -32,6 +32,7 @@ class Result:
     """One evaluation, as written to ``results/*.json``.
 
     Attributes:
+        protocol: its name, with the variant in brackets where there is one (``linear (10pct)``).
         metrics: name to percent.
         selected: the hyper-parameters that were chosen (``{"lr": 0.1}``, ``{"k": 20}``).
         grid: every setting that was tried, one mapping each; may be empty.
@@ -204,7 +205,7 @@ def read_result(path: Path) -> Result:
     config, selected, grid = raw.get("config"), raw.get("selected"), raw.get("grid")
     return Result(
         path=path,
-        protocol=raw["protocol"],
+        protocol=f"{raw['protocol']} ({raw['variant']})" if raw.get("variant") else raw["protocol"],
         data=name_of(raw.get("data")),
         metrics={str(name): float(value) for name, value in raw["metrics"].items()},
         selected=dict(selected) if isinstance(selected, Mapping) else {},

@@ -120,7 +120,7 @@ def test_the_table_names_protocol_metric_choice_and_sizes(finished: tuple) -> No
     console = Console(width=200, record=True)
     console.print(summary_table(finished[1]))
     text = console.export_text()
-    for words in ("knn", "top-1 100.0", "mIoU", "foreground mIoU", "lr ", "k 1", "48 / 24 / 24", "colours"):
+    for words in ("knn", "top-1 100.0", "mIoU", "foreground mIoU", "lr ", "k 1", "48 / 24 / 24 images", "colours on arrays"):
         assert words in text
 
 
