@@ -47,6 +47,11 @@ COMMANDS = {
         "do a step that had no finite loss again, and see where it broke",
         "ssl-toolkit replay runs/NAME/failures/step-000123.pt",
     ),
+    "runs": (
+        "list runs, how far they are and their best numbers",
+        "ssl-toolkit runs                                    (everything below runs/)\n"
+        "  ssl-toolkit runs runs/sweep --csv runs.csv",
+    ),
     "compare": (
         "results of several runs side by side",
         "ssl-toolkit compare runs/A runs/B --html compare.html",
@@ -111,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH or key=value",
         help="a folder or list to check; keys of configs/data_check.yaml, groups and keys of configs/data_preview.yaml",
     )
+    subparsers["runs"].add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="runs by default")
+    subparsers["runs"].add_argument("--csv", metavar="FILE", help="also write the list as CSV")
     subparsers["compare"].add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     subparsers["compare"].add_argument("--html", metavar="FILE", help="also write a self-contained page")
     subparsers["compare"].add_argument("--csv", metavar="FILE", help="also write the table as CSV")
@@ -137,6 +144,7 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
         "eval": lambda: eval_commands.evaluate(args.protocols, args.overrides, console),
         "data": lambda: data_commands.data(args.action, args.arguments, console),
         "replay": lambda: commands.replay(args.file, console),
+        "runs": lambda: commands.runs(args.folder, args.csv, console),
         "compare": lambda: commands.compare(args.runs, args.html, args.csv, args.markdown, console),
         "report": lambda: commands.report(args.run, console),
         "bench": lambda: commands.bench(args.suite, args.overrides, console),

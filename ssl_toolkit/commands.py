@@ -11,12 +11,14 @@ from rich.console import Console
 from ssl_toolkit import training
 from ssl_toolkit.config import compose_config, expand, is_sweep, parse
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.files import write_text
 from ssl_toolkit.processes.world import (
     console_of,
     current_world,
     leave,
 )
 from ssl_toolkit.reporting.compare import compare as compare_runs
+from ssl_toolkit.reporting.listing import list_runs, runs_csv, runs_table
 from ssl_toolkit.reporting.report import write_comparison_report, write_report
 from ssl_toolkit.slurm_commands import slurm_options, submit_runs
 
@@ -109,6 +111,17 @@ def _sweep(overrides: Sequence[str], console: Console) -> int:
 def replay(file: str, console: Console) -> int:
     """``ssl-toolkit replay``: see `ssl_toolkit.training.replay`."""
     training.replay(Path(file), console)
+    return 0
+
+
+def runs(folder: str, csv: str | None, console: Console) -> int:
+    """``ssl-toolkit runs``: what runs there are below a folder."""
+    root = Path(folder)
+    found = list_runs(root)
+    console.print(runs_table(found, root))
+    if csv:
+        write_text(Path(csv), runs_csv(found, root))
+        console.print(f"written  {csv}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -42,6 +42,8 @@ def evaluate(protocols: str, overrides: Sequence[str], console: Console) -> int:
     names = [name.strip() for name in protocols.split(",") if name.strip()]
     if any("=" in name for name in names):
         raise UserError(f"name the protocols first: ssl-toolkit eval knn,linear {protocols}")
+    if any(parse(override).key_or_group == "protocol" for override in overrides):
+        raise UserError("protocols are named first: ssl-toolkit eval knn,linear ...; knn.ks=[20] sets an option of one")
     config, _ = _eval_config(overrides)
     options = evaluation.eval_config(config)
     device = pick_device(options.device)

@@ -91,7 +91,7 @@ def test_a_published_checkpoint_is_evaluated_by_name(
         (["zoo=x", "run=y", "checkpoint=z"], "give run= or checkpoint= or zoo=, not all"),
         (["backbone=tiny_resnet", "scale=huge"], "unknown scale 'huge'"),
         (["backbone=tiny_resnet", "devices=-1"], "devices 0 or more"),
-        (["backbone=tiny_resnet", "protocol=knn"], "protocol"),
+        (["backbone=tiny_resnet", "protocol=knn"], "protocols are named first"),
     ],
 )
 def test_mistakes_are_one_line(given: list[str], message: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
