@@ -47,6 +47,12 @@ COMMANDS = {
         "do a step that had no finite loss again, and see where it broke",
         "ssl-toolkit replay runs/NAME/failures/step-000123.pt",
     ),
+    "reproduce": (
+        "the paper's ablations: train, evaluate, and show them beside the paper's numbers",
+        "ssl-toolkit reproduce table3                        (digit scenes, three seeds, on a CPU)\n"
+        "  ssl-toolkit reproduce table3,table4 seeds=[0] trainer.epochs=2\n"
+        "  ssl-toolkit reproduce table3 scale=paper imagenet=/data/imagenet voc=/data/VOCdevkit",
+    ),
     "runs": (
         "list runs, how far they are and their best numbers",
         "ssl-toolkit runs                                    (everything below runs/)\n"
@@ -116,6 +122,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH or key=value",
         help="a folder or list to check; keys of configs/data_check.yaml, groups and keys of configs/data_preview.yaml",
     )
+    subparsers["reproduce"].add_argument("studies", help="comma-separated: table3, table4, ..., or all")
+    subparsers["reproduce"].add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys of configs/reproduce.yaml; others go to every run"
+    )
     subparsers["runs"].add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="runs by default")
     subparsers["runs"].add_argument("--csv", metavar="FILE", help="also write the list as CSV")
     subparsers["compare"].add_argument("runs", nargs="+", metavar="RUN", help="run folders")
@@ -136,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _dispatch(args: argparse.Namespace, console: Console) -> int:
     # Imported here so that --help and --version answer at once.
-    from ssl_toolkit import commands, data_commands, eval_commands
+    from ssl_toolkit import commands, data_commands, eval_commands, reproduce_commands
 
     actions: dict[str, Callable[[], int]] = {
         "pretrain": lambda: commands.pretrain(args.overrides, args.multirun, console),
@@ -144,6 +154,7 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
         "eval": lambda: eval_commands.evaluate(args.protocols, args.overrides, console),
         "data": lambda: data_commands.data(args.action, args.arguments, console),
         "replay": lambda: commands.replay(args.file, console),
+        "reproduce": lambda: reproduce_commands.reproduce(args.studies, args.overrides, console),
         "runs": lambda: commands.runs(args.folder, args.csv, console),
         "compare": lambda: commands.compare(args.runs, args.html, args.csv, args.markdown, console),
         "report": lambda: commands.report(args.run, console),

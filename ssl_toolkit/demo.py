@@ -53,7 +53,7 @@ def run_demo(overrides: Sequence[str], console: Console) -> Path:
     configs = _configs(overrides, Path("runs"))
     folder = training.new_run_folder(Path("runs"), time.strftime("demo-%Y%m%d-%H%M%S"))
     configs = _configs(overrides, folder)
-    options = compose_config("eval", ["scale=mini"])
+    options = compose_config("eval", ["data=digit_scenes", "scale=mini"])
     data = configs["vicreg"].data
 
     console.rule("untrained backbone")

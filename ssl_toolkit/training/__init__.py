@@ -4,13 +4,14 @@ from ssl_toolkit.training.export import export
 from ssl_toolkit.training.fingerprint import is_free
 from ssl_toolkit.training.options import TrainerConfig
 from ssl_toolkit.training.parts import assemble, resolved
-from ssl_toolkit.training.pretrain import prepare, pretrain, resume, start
+from ssl_toolkit.training.pretrain import carry_on, prepare, pretrain, resume, start
 from ssl_toolkit.training.replay import replay
-from ssl_toolkit.training.run import new_run_folder, read_run_config, sweep_name, write_baseline_files
+from ssl_toolkit.training.run import new_run_folder, read_run_config, sweep_name, write_baseline_files, write_run_files
 
 __all__ = [
     "TrainerConfig",
     "assemble",
+    "carry_on",
     "export",
     "is_free",
     "new_run_folder",
@@ -23,4 +24,5 @@ __all__ = [
     "start",
     "sweep_name",
     "write_baseline_files",
+    "write_run_files",
 ]

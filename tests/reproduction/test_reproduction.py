@@ -1,0 +1,217 @@
+"""Studies: their configs, which runs are shared and used again, statistics, and a sweep that fails in part."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from ssl_toolkit import training
+from ssl_toolkit.cli import main
+from ssl_toolkit.config import compose_config
+from ssl_toolkit.errors import UserError
+from ssl_toolkit.files import write_json
+from ssl_toolkit.methods import METHODS
+from ssl_toolkit.registry import typed
+from ssl_toolkit.reproduction import jobs as jobs_module
+from ssl_toolkit.reproduction import read_study, run_identity, study_names
+from ssl_toolkit.reproduction.jobs import DONE, Job, ReproduceConfig, plan, run_jobs
+from ssl_toolkit.reproduction.summary import Estimate, Summary, as_csv, markdown, summarise, terminal
+
+QUICK = ["data.train_size=32", "data.val_size=16", "data.test_size=16", "trainer.epochs=1", "trainer.batch_size=16",
+         "trainer.workers=0", "trainer.precision=fp32"]  # fmt: skip
+QUIET = Console(quiet=True)
+
+
+@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_every_row_of_every_study_composes_and_differs_from_the_others(name: str, scale: str) -> None:
+    study = read_study(name)
+    methods = []
+    for row in study.rows:
+        config = compose_config("pretrain", row.overrides[scale])
+        methods.append(json.dumps([OmegaConf.to_container(training.resolved(config).method), len(config.views.groups)]))
+        METHODS.options(config.method)
+        assert set(row.paper) <= set(study.columns)
+        expected = "digit_scenes" if scale == "mini" else "imagenet"
+        assert config.data.name == expected
+    assert len(set(methods)) == len(methods)
+
+
+def test_the_papers_numbers() -> None:
+    """Tables 3, 4 and 7, typed again from the paper."""
+    found = {
+        name: [tuple(row.paper.values()) for row in read_study(name).rows] for name in ("table3", "table4", "table7")
+    }
+    assert found["table3"] == [(73.8, 56.0), (73.6, 57.7), (73.5, 58.9), (73.6, 60.3)]
+    assert found["table4"] == [(71.1, 47.8), (70.4, 55.9), (67.5, 45.9), (66.6, 51.3)]
+    assert found["table7"] == [(73.4, 59.0), (73.3, 58.2), (73.6, 60.3)]
+
+
+def test_identity_follows_what_matters_alone() -> None:
+    config = compose_config("pretrain", ["experiment=digits_vicregl"])
+    same = compose_config(
+        "pretrain", ["experiment=digits_vicregl", "name=x", "runs_dir=y", "method.local.matching=both"]
+    )
+    other = compose_config("pretrain", ["experiment=digits_vicregl", "seed=1"])
+    assert run_identity(config) == run_identity(same) != run_identity(other)
+
+
+def test_runs_that_studies_share_are_planned_once(tmp_path: Path) -> None:
+    options = ReproduceConfig(out=str(tmp_path), seeds=[3, 4])
+    studies = [read_study("table3"), read_study("figure2"), read_study("table7")]
+    jobs = plan(studies, options, QUICK)
+    assert len(jobs) == 2 * (4 + 3 + 2)  # L_s + L_d is alpha 0.75 and VIC
+    shared = next(job for job in jobs if ("table3", "L_s + L_d") in job.rows and job.seed == 3)
+    assert set(shared.rows) == {("table3", "L_s + L_d"), ("figure2", "alpha 0.75"), ("table7", "VIC")}
+    assert shared.config.seed == shared.config.data.seed == 3
+    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
+
+
+def test_estimates_are_mean_and_standard_error() -> None:
+    values = [31.0, 33.5, 32.1]
+    estimate = Estimate.of([*values, math.nan])
+    assert estimate.mean == pytest.approx(statistics.mean(values))
+    assert estimate.error == pytest.approx(statistics.stdev(values) / math.sqrt(3))
+    assert estimate.count == 3
+    assert Estimate.of([5.0]).show() == "5.0"
+    assert Estimate.of([]).show() == ""
+    assert Estimate(3.0, 1.4, 3).firm
+    assert not Estimate(3.0, 1.6, 3).firm
+    assert not Estimate.of([3.0]).firm
+
+
+def made_up(**failed: str) -> Summary:
+    study = read_study("table3")
+    rng = np.random.default_rng(0)
+    seeds = [20.0, 40.0, 60.0]  # far apart: only pairing shows the rows' differences
+    gains = {"none": 0.0, "L_d": 1.0, "L_s": 2.0, "L_s + L_d": 3.0}
+    values = {
+        row.name: {c: [s + gains[row.name] + rng.normal(0, 0.1) for s in seeds] for c in study.columns}
+        for row in study.rows
+    }
+    return Summary(study, "mini", [0, 1, 2], values, failed)
+
+
+def test_differences_are_paired_by_seed() -> None:
+    summary = made_up()
+    assert summary.mean("none", "segmentation").error > 5
+    difference = summary.difference("none", "L_s + L_d", "segmentation")
+    assert difference.mean == pytest.approx(3.0, abs=0.3)
+    assert difference.error < 0.3
+    assert difference.firm
+    values = np.array([summary.values[name]["segmentation"] for name in ("none", "L_s + L_d")])
+    assert difference.mean == pytest.approx(float((values[1] - values[0]).mean()))
+
+
+def test_tables_hold_ours_and_the_papers_numbers() -> None:
+    summary = made_up(**{"L_d, seed 1": "error: no room"})
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(terminal(summary))
+    for text in (console.export_text(), markdown(summary)):
+        for words in ("60.3", "+4.3", "L_s + L_d less none", "±", "failed: L_d, seed 1: error: no room", "ConvNeXt-S"):
+            assert words in text
+    assert "experiment=digits_vicregl method.local.matching=none" in markdown(summary)
+    rows = as_csv(summary).splitlines()
+    assert rows[0] == "study,scale,setting,seed,classification,segmentation"
+    assert len(rows) == 1 + 4 * 3
+    plain = json.loads(json.dumps(summary.as_dict()))
+    assert plain["rows"][0]["segmentation"]["seeds"] == summary.values["none"]["segmentation"]
+    assert plain["differences"][2]["to"] == "L_s + L_d"
+
+
+def fake_process(job: Job, options: ReproduceConfig) -> subprocess.Popen[bytes]:
+    """Done at once, but for L_d, which fails."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    fails = job.rows[0][1] == "L_d"
+    (job.folder / "reproduce.log").write_text("starting\nerror: no room\n" if fails else "fine\n")
+    if not fails:
+        write_json(job.folder / DONE, {"evaluated_by": job.evaluation_digest(options), "memory_gib": 1.0})
+    return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({2 if fails else 0})"])
+
+
+def test_a_failed_run_is_named_and_the_rest_goes_on_and_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def start(job: Job, options: ReproduceConfig) -> subprocess.Popen[bytes]:
+        started.append(job.title)
+        return fake_process(job, options)
+
+    monkeypatch.setattr(jobs_module, "_start", start)
+    options = ReproduceConfig(out=str(tmp_path), seeds=[0, 1], parallel=3)
+    jobs = plan([read_study("table3")], options, QUICK)
+    failed = run_jobs(jobs, options, QUIET)
+    assert len(started) == 8
+    assert sorted(why.split(" (")[0] for why in failed.values()) == ["error: no room"] * 2
+    started.clear()
+    run_jobs(jobs, options, QUIET)
+    assert started == ["L_d, seed 0", "L_d, seed 1"]
+    assert not any(job.done(ReproduceConfig(out=str(tmp_path), evaluate=False)) for job in jobs)
+
+
+@pytest.mark.command
+def test_a_study_runs_and_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["reproduce", "table11", "seeds=[0]", "parallel=1", *QUICK]
+    assert main(argv) == 0
+    first = capsys.readouterr().out
+    assert "2 runs: 0 finished before, 2 to do" in first
+    table = json.loads(Path("reproduced/table11-mini.json").read_text())
+    for row in table["rows"]:
+        assert row["time"]["mean"] > 0
+        assert row["memory"]["mean"] > 0.1
+        (folder,) = map(Path, row["runs"])
+        assert (folder / "results" / "segmentation-digit_scenes.json").is_file()
+    assert main(argv) == 0
+    assert "2 finished before, 0 to do" in capsys.readouterr().out
+
+
+def test_a_run_that_failed_in_training_is_summed_up_as_missing(tmp_path: Path) -> None:
+    options = ReproduceConfig(out=str(tmp_path), seeds=[0])
+    study = read_study("table11")
+    jobs = plan([study], options, QUICK)
+    summary = summarise(study, jobs, "mini", [0], {str(jobs[0].folder): "error: no room"})
+    assert summary.failed == {"VICReg, seed 0": "error: no room"}
+    assert math.isnan(summary.mean("VICReg", "time").mean)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"scale": "huge"}, "scale must be mini or paper"),
+        ({"seeds": []}, "seeds must be different numbers"),
+        ({"seeds": [1, 1]}, "seeds must be different numbers"),
+        ({"parallel": 0}, "parallel must be 1 or more"),
+        ({"scale": "paper"}, "give imagenet=FOLDER"),
+        ({"scale": "paper", "imagenet": "x"}, "give voc=FOLDER"),
+    ],
+)
+def test_bad_options_are_refused(overrides: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        typed(ReproduceConfig, overrides, "reproduce")
+
+
+def test_unknown_studies_and_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "table12"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+    assert main(["reproduce", "scale=mini"]) == 2
+    assert "name the study first" in capsys.readouterr().err
+    assert main(["reproduce", "table3", "scale=paper", f"imagenet={tmp_path / 'x'}", "voc=y"]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_the_yaml_holds_the_defaults() -> None:
+    assert typed(ReproduceConfig, compose_config("reproduce"), "reproduce") == ReproduceConfig()
