@@ -44,6 +44,7 @@ def test_the_groups_are_those_documented() -> None:
         "method",
         "optimizer",
         "protocol",
+        "reproduce",
         "scale",
         "views",
     ]
