@@ -132,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers["compare"].add_argument("--html", metavar="FILE", help="also write a self-contained page")
     subparsers["compare"].add_argument("--csv", metavar="FILE", help="also write the table as CSV")
     subparsers["compare"].add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
+    subparsers["compare"].add_argument("--latex", metavar="FILE", help="also write the table as LaTeX")
     subparsers["report"].add_argument("run", metavar="RUN", help="run folder")
     subparsers["replay"].add_argument("file", metavar="FILE", help="a failed step of a run")
     subparsers["bench"].add_argument("suite", help="criterion, step, train, views or scaling")
@@ -156,7 +157,7 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
         "replay": lambda: commands.replay(args.file, console),
         "reproduce": lambda: reproduce_commands.reproduce(args.studies, args.overrides, console),
         "runs": lambda: commands.runs(args.folder, args.csv, console),
-        "compare": lambda: commands.compare(args.runs, args.html, args.csv, args.markdown, console),
+        "compare": lambda: commands.compare(args.runs, args.html, args.csv, args.markdown, args.latex, console),
         "report": lambda: commands.report(args.run, console),
         "bench": lambda: commands.bench(args.suite, args.overrides, console),
         "demo": lambda: commands.demo(args.overrides, console),

@@ -18,6 +18,7 @@ from ssl_toolkit.processes.world import (
     leave,
 )
 from ssl_toolkit.reporting.compare import compare as compare_runs
+from ssl_toolkit.reporting.latex import latex as as_latex
 from ssl_toolkit.reporting.listing import list_runs, runs_csv, runs_table
 from ssl_toolkit.reporting.report import write_comparison_report, write_report
 from ssl_toolkit.slurm_commands import slurm_options, submit_runs
@@ -125,7 +126,14 @@ def runs(folder: str, csv: str | None, console: Console) -> int:
     return 0
 
 
-def compare(runs: Sequence[str], html: str | None, csv: str | None, markdown: str | None, console: Console) -> int:
+def compare(
+    runs: Sequence[str],
+    html: str | None,
+    csv: str | None,
+    markdown: str | None,
+    latex: str | None,
+    console: Console,
+) -> int:
     """``ssl-toolkit compare``: a table of results and of what differs in the configs."""
     comparison = compare_runs(runs)
     comparison.print(console)
@@ -133,9 +141,11 @@ def compare(runs: Sequence[str], html: str | None, csv: str | None, markdown: st
         comparison.write_csv(Path(csv))
     if markdown:
         comparison.write_markdown(Path(markdown))
+    if latex:
+        write_text(Path(latex), as_latex(comparison))
     if html:
         write_comparison_report([Path(run) for run in runs], Path(html), "Comparison of runs", "")
-    for path in filter(None, (csv, markdown, html)):
+    for path in filter(None, (csv, markdown, latex, html)):
         console.print(f"written  {path}", highlight=False, soft_wrap=True)
     return 0
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.files import atomic_path, write_text
+from ssl_toolkit.reporting.cost import cost_rows
 from ssl_toolkit.reporting.runs import Result, RunFolder, unique_labels
 
 MAIN_METRICS = {
@@ -102,18 +103,22 @@ class Comparison:
                 rows[f"{protocol}{f' on {data}' if several else ''}: selected"] = cells
         return rows
 
+    def details(self) -> dict[str, list[str]]:
+        """What the runs differ in, what their protocols selected, and what they cost: a cell for each run."""
+        return {**self.differences, **self.selected(), **cost_rows(self.runs)}
+
     def print(self, console: Console | None = None) -> None:
         """Print the numbers, the differences and the notes."""
         console = console or Console()
         console.print(comparison_table(self))
-        if self.differences or self.selected():
+        if self.details():
             console.print(differences_table(self))
         for note in self.notes:
             console.print(note, markup=False, highlight=False)
 
     def write_csv(self, path: Path) -> None:
         """One row for each run: label, path, differing options, then value, delta and selected options."""
-        chosen = self.selected()
+        chosen = {**self.selected(), **cost_rows(self.runs)}
         header = ["run", "path", *self.differences]
         for metric in self.metrics:
             header += [metric.title, f"{metric.title} delta"]
@@ -141,8 +146,7 @@ class Comparison:
                 cells.append(f"{value} ({delta})" if delta else value)
             rows.append(cells)
         blocks = [_markdown_table(["run", *(m.title for m in self.metrics)], rows)]
-        details = {**self.differences, **self.selected()}
-        if details:
+        if details := self.details():
             blocks.append(_markdown_table(["option", *self.labels], [[k, *v] for k, v in details.items()]))
         return "\n\n".join([*blocks, *self.notes]) + "\n"
 
@@ -287,7 +291,7 @@ def differences_table(comparison: Comparison) -> Table:
     for i, label in enumerate(comparison.labels):
         title = f"run {i + 1}" if len(comparison.labels) >= NUMBERED else label
         table.add_column(Text(title), overflow="fold")
-    for key, cells in {**comparison.differences, **comparison.selected()}.items():
+    for key, cells in comparison.details().items():
         table.add_row(Text(key), *(Text(cell) for cell in cells))
     return table
 

@@ -46,6 +46,7 @@ LAST = ("gradient_norm", "weight_decay", "lr", "images_per_second", "waiting_sha
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (6, 1.5, 1.2, 1.5), (1.2, 1.2))
 """Dash patterns in line widths; empty is a solid line."""
 
+MARKERS = "osD^vP*X"
 LINE_WIDTH = 1.6
 CLASS_COLOURS = (
     *("#24292f", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#F0E442"),
@@ -178,6 +179,64 @@ def metric_bars(comparison: Comparison, metric: int) -> Figure:
     axes.set_title(shorten(comparison.metrics[metric].title, 30) + ", %", fontsize=10, color=INK, loc="left")
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(bottom=False, labelbottom=False, left=False)
+    return figure
+
+
+TRADE_OFF = (("linear_augmented", "linear", "knn"), ("segmentation_augmented", "segmentation"))
+"""Protocols of the two sides of the trade-off, best first; each stands for its first metric."""
+
+
+def trade_off_columns(comparison: Comparison) -> tuple[int, int] | None:
+    """Columns of the classification and segmentation metric to plot; None where runs do not have both."""
+    chosen = []
+    for protocols in TRADE_OFF:
+        found = [
+            i
+            for protocol in protocols
+            for i, metric in enumerate(comparison.metrics)
+            if metric.protocol == protocol and np.isfinite(comparison.values[:, i]).sum() > 1
+        ]
+        if not found:
+            return None
+        chosen.append(found[0])
+    return chosen[0], chosen[1]
+
+
+def pareto_front(points: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Which of ``points`` ``(n, 2)`` no other one beats in both, from the first coordinate's lowest to its highest."""
+    order = np.lexsort((-points[:, 1], -points[:, 0]))
+    best = -np.inf
+    front = []
+    for index in order:
+        if np.isfinite(points[index]).all() and points[index, 1] > best:
+            best = points[index, 1]
+            front.append(index)
+    return np.array(front[::-1], dtype=np.intp)
+
+
+def trade_off(comparison: Comparison, columns: tuple[int, int]) -> Figure:
+    """Classification against segmentation, a point for each run and a line through those that no other beats in both:
+    Figure 2 of the VICRegL paper.
+
+    Args:
+        columns: from `trade_off_columns`.
+    """
+    points = comparison.values[:, columns]
+    front = pareto_front(points)
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    plain_axes(axes)
+    axes.step(points[front, 0], points[front, 1], where="pre", color=FAINT, lw=1.4, zorder=1)
+    for i, (x, y) in enumerate(points):
+        if np.isfinite([x, y]).all():
+            axes.scatter(x, y, s=46, color=series_style(i)[0], marker=MARKERS[i % len(MARKERS)], zorder=2)
+            axes.annotate(
+                shorten(comparison.labels[i], 22), (x, y), xytext=(6, 5), textcoords="offset points", size=8, color=INK
+            )
+    axes.margins(0.14)
+    axes.set_xlabel(comparison.metrics[columns[0]].title + ", %", fontsize=9, color=INK)
+    axes.set_ylabel(comparison.metrics[columns[1]].title + ", %", fontsize=9, color=INK)
+    axes.grid(color=FAINT, lw=0.4)
     return figure
 
 

@@ -119,7 +119,7 @@ def write_comparison_report(
         runs=folders,
         labels=labels,
         comparison=comparison,
-        bars=[_bar(comparison, i) for i in range(len(comparison.metrics))],
+        bars=[*_trade_off(comparison), *(_bar(comparison, i) for i in range(len(comparison.metrics)))],
         curves=_curves(folders),
         matches=_matches(folders, labels),
         masks=_masks(folders, labels),
@@ -179,6 +179,19 @@ def _grid_columns(result: Result) -> list[str]:
 
 def _environment_keys(runs: Sequence[RunFolder]) -> list[str]:
     return list(dict.fromkeys(key for run in runs for key in run.environment))
+
+
+def _trade_off(comparison: Comparison) -> list[Picture]:
+    """The plot of both abilities, where the runs have them."""
+    columns = plots.trade_off_columns(comparison)
+    if columns is None:
+        return []
+    x, y = (comparison.metrics[column].title for column in columns)
+    values = ", ".join(
+        f"{label} {_number(row[0]) or 'no result'} and {_number(row[1]) or 'no result'}"
+        for label, row in zip(comparison.labels, comparison.values[:, columns])
+    )
+    return [Picture(f"{x} against {y} in percent: {values}", lambda: plots.trade_off(comparison, columns))]
 
 
 def _bar(comparison: Comparison, metric: int) -> Picture:
