@@ -53,6 +53,13 @@ COMMANDS = {
         "  ssl-toolkit reproduce table3,table4 seeds=[0] trainer.epochs=2\n"
         "  ssl-toolkit reproduce table3 scale=paper imagenet=/data/imagenet voc=/data/VOCdevkit",
     ),
+    "picture": (
+        "draw what a backbone sees: matches, pca, similarity, map",
+        "ssl-toolkit picture matches run=runs/NAME\n"
+        "  ssl-toolkit picture pca run=runs/NAME images=[cat.jpg,dog.jpg] size=448\n"
+        "  ssl-toolkit picture similarity run=runs/NAME point=[0.3,0.6] out=similarity.svg\n"
+        "  ssl-toolkit picture map run=runs/NAME",
+    ),
     "runs": (
         "list runs, how far they are and their best numbers",
         "ssl-toolkit runs                                    (everything below runs/)\n"
@@ -126,6 +133,10 @@ def _parser() -> argparse.ArgumentParser:
     subparsers["reproduce"].add_argument(
         "overrides", nargs="*", metavar="key=value", help="keys of configs/reproduce.yaml; others go to every run"
     )
+    subparsers["picture"].add_argument("kind", help="matches, pca, similarity or map")
+    subparsers["picture"].add_argument(
+        "overrides", nargs="*", metavar="key=value", help="groups and keys of configs/picture.yaml"
+    )
     subparsers["runs"].add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="runs by default")
     subparsers["runs"].add_argument("--csv", metavar="FILE", help="also write the list as CSV")
     subparsers["compare"].add_argument("runs", nargs="+", metavar="RUN", help="run folders")
@@ -147,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _dispatch(args: argparse.Namespace, console: Console) -> int:
     # Imported here so that --help and --version answer at once.
-    from ssl_toolkit import commands, data_commands, eval_commands, reproduce_commands
+    from ssl_toolkit import commands, data_commands, eval_commands, picture_commands, reproduce_commands
 
     actions: dict[str, Callable[[], int]] = {
         "pretrain": lambda: commands.pretrain(args.overrides, args.multirun, console),
@@ -156,6 +167,7 @@ def _dispatch(args: argparse.Namespace, console: Console) -> int:
         "data": lambda: data_commands.data(args.action, args.arguments, console),
         "replay": lambda: commands.replay(args.file, console),
         "reproduce": lambda: reproduce_commands.reproduce(args.studies, args.overrides, console),
+        "picture": lambda: picture_commands.picture(args.kind, args.overrides, console),
         "runs": lambda: commands.runs(args.folder, args.csv, console),
         "compare": lambda: commands.compare(args.runs, args.html, args.csv, args.markdown, args.latex, console),
         "report": lambda: commands.report(args.run, console),

@@ -9,8 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from ssl_toolkit import evaluation, training
-from ssl_toolkit.backbones import BackboneConfig
+from ssl_toolkit import evaluation
 from ssl_toolkit.config import compose_config, parse
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.hardware import describe_hardware, pick_device, pick_precision
@@ -18,15 +17,13 @@ from ssl_toolkit.processes.launch import launch
 from ssl_toolkit.processes.world import (
     console_of,
     current_world,
-    from_first,
     join,
     leave,
     planned_world,
     process_device,
     told_world,
 )
-from ssl_toolkit.registry import typed
-from ssl_toolkit.zoo import IMAGENET_MEAN, IMAGENET_STD, load_official, published, zoo_file
+from ssl_toolkit.sources import source_config, source_of
 
 MINI_PIXELS = 96
 """Side of evaluated images up to which protocols are shortened: a tenth of the pixels of the papers'."""
@@ -44,7 +41,7 @@ def evaluate(protocols: str, overrides: Sequence[str], console: Console) -> int:
         raise UserError(f"name the protocols first: ssl-toolkit eval knn,linear {protocols}")
     if any(parse(override).key_or_group == "protocol" for override in overrides):
         raise UserError("protocols are named first: ssl-toolkit eval knn,linear ...; knn.ks=[20] sets an option of one")
-    config, _ = _eval_config(overrides)
+    config, _ = eval_data_config(overrides)
     options = evaluation.eval_config(config)
     device = pick_device(options.device)
     world = planned_world(options.devices, device)
@@ -61,14 +58,15 @@ def evaluate(protocols: str, overrides: Sequence[str], console: Console) -> int:
 def evaluate_started(folder: Path, given: DictConfig, console: Console) -> None:
     """`evaluate` in one of the processes that it starts."""
     world = current_world()
-    options = evaluation.eval_config(_eval_config(given.overrides)[0])
+    options = evaluation.eval_config(eval_data_config(given.overrides)[0])
     join(world, process_device(pick_device(options.device), world), hours=EVAL_HOURS)
     _evaluate(given.protocols, given.overrides, console)
 
 
 def _evaluate(names: Sequence[str], overrides: Sequence[str], console: Console) -> None:
-    config, data = _eval_config(overrides)
-    source, out = _eval_source(config, data)
+    config, data = eval_data_config(overrides)
+    source, out = source_of(config, data)
+    out = out if config.out is None else Path(config.out)
     _describe(names, source, data, config, console)
     console.print(f"  [bold]scale[/bold]      {_scale_note(overrides, config)}", highlight=False, soft_wrap=True)
     results = evaluation.evaluate(names, source, data, config, out, console)
@@ -103,62 +101,13 @@ def _scale_note(overrides: Sequence[str], config: DictConfig) -> str:
     return f"{_scale(config.data)}: images are {config.data.eval_size} px; scale=paper or scale=mini decides otherwise"
 
 
-def _eval_config(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
-    """The eval config and the data to evaluate on: the group ``data=``, else the run's own with its overrides."""
-    parsed = [parse(override) for override in overrides]
-    given = {o.key_or_group for o in parsed}
-    if "data" in given:
-        config = _scaled(overrides, given)
-        return config, config.data
-    plain = [o.input_line for o in parsed if not o.key_or_group.startswith("data.") and o.input_line]
-    config = compose_config("eval", plain)
-    if config.run is None:
-        raise UserError("say what to evaluate on: data=digit_scenes, or data=folder data.root=PATH")
-    saved = training.read_run_config(Path(config.run)).data
-    data_name = f"data={saved.name}"
-    size = f"data.eval_size={saved.eval_size}"
-    config = _scaled([data_name, *([] if "data.eval_size" in given else [size]), *overrides], given)
-    data = saved.copy()
-    for key in given:
-        if key.startswith("data."):
-            OmegaConf.update(data, key.removeprefix("data."), OmegaConf.select(config, key))
-    return config, data
+def eval_data_config(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
+    """The eval config and the data to evaluate on; see `source_config`."""
+    given = {parse(override).key_or_group for override in overrides}
+    return source_config(overrides, lambda every: _scaled(every, given))
 
 
 def _scaled(overrides: Sequence[str], given: set[str]) -> DictConfig:
     """The eval config at the scale that suits the data, where none is given."""
     config = compose_config("eval", overrides)
     return config if "scale" in given else compose_config("eval", [f"scale={_scale(config.data)}", *overrides])
-
-
-def _eval_source(config: DictConfig, data: DictConfig) -> tuple[evaluation.Source, Path]:
-    """What is evaluated, and the folder for its results."""
-    backbone = config.get("backbone")
-    expect = None if backbone is None else typed(BackboneConfig, backbone, "backbone")
-    given = [key for key in ("run", "checkpoint", "zoo") if config[key] is not None]
-    if len(given) > 1:
-        raise UserError(f"give {'= or '.join(given)}=, not {'both' if len(given) == 2 else 'all'}")
-    if config.run is not None:
-        run = Path(config.run)
-        source, out = evaluation.run_source(run, expect), run / "results"
-    elif config.checkpoint is not None:
-        path = Path(config.checkpoint)
-        source, out = evaluation.file_source(path, expect), path.parent / f"{path.stem}-results"
-    elif config.zoo is not None:
-        source, out = _zoo_source(str(config.zoo)), Path(f"zoo-{config.zoo}-results")
-    elif expect is not None:
-        source = evaluation.untrained_source(expect, data, config.seed)
-        out = Path(f"untrained-{expect.name}-results")
-    else:
-        raise UserError(
-            "say what to evaluate: run=FOLDER, checkpoint=FILE, zoo=NAME, or backbone=NAME for an untrained one"
-        )
-    return source, Path(config.out) if config.out is not None else out
-
-
-def _zoo_source(name: str) -> evaluation.Source:
-    entry = published(name)
-    path = from_first(lambda: zoo_file(name))
-    statistics = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-    backbone = load_official(path, entry.arch)
-    return evaluation.Source(backbone, statistics, name, str(path), evaluation.sha256(path))

@@ -12,7 +12,7 @@ import torch
 from ssl_toolkit.backbones import create_backbone
 from ssl_toolkit.cli import main
 from ssl_toolkit.config import compose_config
-from ssl_toolkit.eval_commands import _eval_config, _scale_note
+from ssl_toolkit.eval_commands import _scale_note, eval_data_config
 from ssl_toolkit.zoo import ZOO, Published
 from tests.test_cli import error_of, write_photos
 
@@ -35,7 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_the_scale_follows_the_images_unless_it_is_given(overrides: list[str], scale: str, says: str) -> None:
-    config, data = _eval_config(overrides)
+    config, data = eval_data_config(overrides)
     expected = compose_config("eval", [*overrides, f"scale={scale}"])
     assert config == expected
     assert data == expected.data
@@ -43,7 +43,7 @@ def test_the_scale_follows_the_images_unless_it_is_given(overrides: list[str], s
 
 
 def test_an_option_given_wins_over_the_scale() -> None:
-    config, _ = _eval_config(["data=digit_scenes", "linear.epochs=7", "segmentation.iterations=9"])
+    config, _ = eval_data_config(["data=digit_scenes", "linear.epochs=7", "segmentation.iterations=9"])
     assert config.linear.epochs == 7
     assert config.segmentation.iterations == 9
 
