@@ -27,6 +27,8 @@ MASK_COLUMNS = 4
 """Examples in one figure of masks: as many as can be told apart on a phone."""
 
 MATCHES_SHOWN = 4
+MOMENTS = 6
+"""Match overlays shown of the course of a run."""
 
 
 @dataclass
@@ -62,13 +64,16 @@ class Page:
     curves: list[Picture]
     matches: list[Group]
     masks: list[Group]
+    over_time: list[Picture] = field(default_factory=list)
+    """Feature matches of one image while a single run trained, the first first."""
+
     views: str = ""
     """The sheet of views of a single run as a data URI, or empty."""
 
     def pictures(self) -> list[Picture]:
         """Every picture on the page."""
         groups = [*self.matches, *self.masks]
-        return [*self.bars, *self.curves, *(picture for group in groups for picture in group.pictures)]
+        return [*self.bars, *self.curves, *self.over_time, *(picture for group in groups for picture in group.pictures)]
 
 
 def write_report(run: Path | str) -> Path:
@@ -90,6 +95,7 @@ def write_report(run: Path | str) -> Path:
         bars=[],
         curves=_curves([folder]),
         matches=_matches([folder], [folder.label]),
+        over_time=_over_time(folder),
         masks=_masks([folder], [folder.label]),
         views=_sheet(folder.path / "examples" / "views.png"),
     )
@@ -254,6 +260,30 @@ def _matches(runs: Sequence[RunFolder], labels: Sequence[str]) -> list[Group]:
         for label, examples in found
         if examples
     ]
+
+
+def _over_time(run: RunFolder) -> list[Picture]:
+    """Matches by feature of the first example while the run trained, up to `MOMENTS` evenly spread, and at its end."""
+    found = sorted((run.path / "examples").glob("matches-step-*.npz"))
+    if not found:
+        return []
+    chosen = [found[i] for i in sorted(set(np.linspace(0, len(found) - 1, MOMENTS - 1).round().astype(int).tolist()))]
+    moments = [(f"Step {int(path.stem.rsplit('-', 1)[1]):,}", path) for path in chosen]
+    if (run.path / "examples" / "matches.npz").is_file():
+        moments.append(("End", run.path / "examples" / "matches.npz"))
+    read = [(when, matches.read_matches(path)) for when, path in moments]
+    limit = matches.error_limit([examples[0] for _, examples in read])
+
+    def picture(when: str, examples: list[matches.MatchExample]) -> Picture:
+        example, errors = examples[0], matches.mean_errors(examples)
+        said = f"{when}: mean true error {errors['feature']:.1f} px over all {len(examples)} images"
+        return Picture(
+            f"Matches by feature between two views of one image. {said}",
+            lambda: matches.match_figure(example, "feature", limit=limit),
+            said,
+        )
+
+    return [picture(when, examples) for when, examples in read]
 
 
 def _masks(runs: Sequence[RunFolder], labels: Sequence[str]) -> list[Group]:

@@ -9,6 +9,7 @@ import torch
 
 from ssl_toolkit.data.base import ImageDataset
 from ssl_toolkit.data.transforms import Normalize, as_rgb
+from ssl_toolkit.evaluation.features import evaluating
 from ssl_toolkit.files import atomic_path
 from ssl_toolkit.matching import (
     Nearest,
@@ -58,10 +59,11 @@ def save_match_examples(
     count: int = 6,
     gamma: int = 10,
 ) -> None:
-    """Write where each cell of one large view is matched in the other, by location and by feature, on the CPU.
+    """Write where each cell of one large view is matched in the other, by location and by feature.
 
-    Feature matches are made in the space the method matches in (its local projector), or among the features
-    themselves. The views are training views.
+    The method computes where it is, in evaluation mode; it is left as it was, and so are random generators. Feature
+    matches are made in the space the method matches in (its local projector), or among the features themselves. The
+    views are training views.
 
     Args:
         path: of the ``.npz``; arrays are described in the reporting package.
@@ -70,16 +72,17 @@ def save_match_examples(
     """
     if views.num_large < 2:
         return
-    method = method.cpu().eval()
     indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist()
     batch = ViewDataset(dataset, views, seed).__getitems__([(0, i) for i in indices])
     if not isinstance(batch, ViewBatch):
         raise batch
     a, b = batch.views[0], batch.views[1]
-    normalize = normalize.cpu()
-    maps = [method.backbone(normalize(view.image)).maps for view in (a, b)]
+    device = next(method.parameters()).device
+    normalize = normalize.to(device)
+    with evaluating(method), torch.compiler.set_stance("force_eager"):
+        maps = [method.backbone(normalize(view.image.to(device))).maps for view in (a, b)]
+        vectors = [method.local_vectors(m).float().cpu() for m in maps]
     height, width = maps[0].shape[2:]
-    vectors = [method.local_vectors(m) for m in maps]
     axes = [cell_axes(view.box, m.shape[2], m.shape[3], view.flip) for view, m in zip((a, b), maps)]
     gamma = min(gamma, height * width)
     location = _dense(nearest_locations(axes[0], axes[1]), gamma)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.data.base import ImageDataset
+from ssl_toolkit.data.transforms import Normalize
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation.features import Preparation
 from ssl_toolkit.training.callbacks import (
@@ -19,6 +20,7 @@ from ssl_toolkit.training.callbacks import (
     Collapse,
     Failures,
     LinearProbe,
+    MatchPictures,
     Measures,
     MetricsFile,
     Schedule,
@@ -27,6 +29,7 @@ from ssl_toolkit.training.callbacks import (
     ValidationProbe,
     WandbRows,
 )
+from ssl_toolkit.training.examples import save_match_examples
 from ssl_toolkit.training.parts import Parts
 
 
@@ -57,6 +60,7 @@ def run_callbacks(parts: Parts, run: Path, console: Console) -> list[pl.Callback
         measures,
         MetricsFile(run / "metrics.csv", measures),
         *_loggers(parts, run, measures),
+        *_match_pictures(parts, run, console),
         Collapse(
             run,
             measures,
@@ -131,6 +135,18 @@ def _validation_images(parts: Parts, console: Console) -> ImageDataset | None:
 def _best(parts: Parts, validation: ValidationProbe | None) -> str:
     parts.monitor.check(parts.config.data.name, validation is not None)
     return parts.monitor.best or ("loss" if validation is None else "knn")
+
+
+def _match_pictures(parts: Parts, run: Path, console: Console) -> list[pl.Callback]:
+    if parts.monitor.matches_every is None or parts.views.num_large < 2:
+        return []
+
+    def save(path: Path) -> None:
+        stats = parts.dataset.config
+        normalize = Normalize(stats.mean, stats.std)
+        save_match_examples(path, parts.method, parts.dataset, parts.views, normalize, seed=int(parts.config.seed))
+
+    return [MatchPictures(run, parts.monitor.matches_every * parts.steps_per_epoch, save, console)]
 
 
 def _loggers(parts: Parts, run: Path, measures: Measures) -> list[pl.Callback]:

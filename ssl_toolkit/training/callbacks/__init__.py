@@ -4,6 +4,7 @@ from ssl_toolkit.training.callbacks.alarms import Collapse, Failures
 from ssl_toolkit.training.callbacks.bar import TrainingBar
 from ssl_toolkit.training.callbacks.best import BestValue
 from ssl_toolkit.training.callbacks.loggers import TensorBoardRows, WandbRows, check_loggers
+from ssl_toolkit.training.callbacks.matches import MatchPictures
 from ssl_toolkit.training.callbacks.metrics import TIMINGS, Measures, MetricsFile
 from ssl_toolkit.training.callbacks.options import MonitorConfig, Schedule
 from ssl_toolkit.training.callbacks.probes import LinearProbe
@@ -16,6 +17,7 @@ __all__ = [
     "Collapse",
     "Failures",
     "LinearProbe",
+    "MatchPictures",
     "Measures",
     "MetricsFile",
     "MonitorConfig",

@@ -37,6 +37,7 @@ class MonitorConfig:
         knn_every: epochs between looks at the validation images (kNN, and the linear probe where it is on); None never.
         knn_images: training images in the bank of the kNN probe, and validation images asked, at most.
         linear: train a linear probe beside the run, on detached representations.
+        matches_every: epochs between match overlays for the report; None saves those of the end alone.
         best: what ``best.ckpt`` goes by: ``knn``, ``linear`` or ``loss``; None is knn where it is measured, else loss.
         stop_on_collapse: stop a run that has collapsed; otherwise it is said once.
         patience: rows of ``metrics.csv`` in a row that must show the collapse.
@@ -47,6 +48,7 @@ class MonitorConfig:
     knn_every: int | None = 1
     knn_images: int = 2000
     linear: bool = True
+    matches_every: int | None = None
     best: str | None = None
     stop_on_collapse: bool = True
     patience: int = 10
@@ -56,6 +58,8 @@ class MonitorConfig:
     def __post_init__(self) -> None:
         if self.knn_every is not None and self.knn_every < 1:
             raise ValueError(f"knn_every must be at least 1, not {self.knn_every}; null turns it off")
+        if self.matches_every is not None and self.matches_every < 1:
+            raise ValueError(f"matches_every must be at least 1, not {self.matches_every}; null turns it off")
         for key in ("knn_images", "patience"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
