@@ -77,6 +77,7 @@ COMMANDS = {
         "  ssl-toolkit bench step backbone=resnet50 batch_size=32\n"
         "  ssl-toolkit bench train cases=resnet18\n"
         "  ssl-toolkit bench views recipes=vicreg workers=4\n"
+        "  ssl-toolkit bench knn ks=20,200\n"
         "  ssl-toolkit bench scaling worlds=8,64,512",
     ),
     "demo": (
@@ -146,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers["compare"].add_argument("--latex", metavar="FILE", help="also write the table as LaTeX")
     subparsers["report"].add_argument("run", metavar="RUN", help="run folder")
     subparsers["replay"].add_argument("file", metavar="FILE", help="a failed step of a run")
-    subparsers["bench"].add_argument("suite", help="criterion, step, train, views or scaling")
+    subparsers["bench"].add_argument("suite", help="criterion, step, train, views, knn or scaling")
     subparsers["bench"].add_argument(
         "overrides", nargs="*", metavar="key=value", help="keys of configs/bench_<suite>.yaml"
     )

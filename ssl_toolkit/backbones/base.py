@@ -64,3 +64,7 @@ class Backbone(nn.Module):
     def stages(self, images: Tensor) -> list[Tensor]:
         """The pyramid of feature maps, from fine to coarse, each ``(B, C_i, H_i, W_i)``."""
         raise NotImplementedError
+
+    def forward_stages(self, images: Tensor) -> tuple[Features, list[Tensor]]:
+        """What `forward` and `stages` give. This package's backbones override it with a single pass."""
+        return self(images), self.stages(images)

@@ -107,10 +107,19 @@ class TimmBackbone(Backbone):
         if self._layout == "tokens":
             maps = self._intermediates(self.model, images, self._levels[-1:])[0]
         else:
-            maps = self.model.forward_features(images)
-            if self._layout == "NHWC":
-                maps = maps.permute(0, 3, 1, 2)
+            maps = self._channels_first(self.model.forward_features(images))
         return Features(maps, self._pool(maps))
+
+    def forward_stages(self, images: Tensor) -> tuple[Features, list[Tensor]]:
+        """Both from one pass."""
+        output, stages = self.model.forward_intermediates(
+            images, indices=self._levels, norm=self._final_norm, output_fmt="NCHW"
+        )
+        maps = stages[-1] if self._layout == "tokens" else self._channels_first(output)
+        return Features(maps, self._pool(maps)), stages
+
+    def _channels_first(self, maps: Tensor) -> Tensor:
+        return maps.permute(0, 3, 1, 2) if self._layout == "NHWC" else maps
 
 
 def _layout(output: Any) -> str:

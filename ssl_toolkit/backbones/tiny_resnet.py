@@ -72,5 +72,9 @@ class TinyResNet(Backbone):
 
     def forward(self, images: Tensor) -> Features:
         """``maps`` ``(B, 128, ceil(H / 8), ceil(W / 8))`` and their mean."""
-        maps = self.stages(images)[-1]
-        return Features(maps, maps.mean((2, 3)))
+        return self.forward_stages(images)[0]
+
+    def forward_stages(self, images: Tensor) -> tuple[Features, list[Tensor]]:
+        """Both from one pass."""
+        stages = self.stages(images)
+        return Features(stages[-1], stages[-1].mean((2, 3))), stages

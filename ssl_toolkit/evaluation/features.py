@@ -1,8 +1,12 @@
-"""Features of a whole split from a frozen backbone, extracted once for every protocol."""
+"""Features of a whole split from a frozen backbone, extracted once for every protocol.
+
+Here they are held in memory; `ssl_toolkit.evaluation.extraction` keeps them on disk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,61 +14,142 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from ssl_toolkit.backbones import Backbone, Features
+from ssl_toolkit.data.base import VOID as VOID
 from ssl_toolkit.data.base import ImageDataset
-from ssl_toolkit.data.transforms import Normalize, eval_batch, eval_mask
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.progress import progress_bar
+from ssl_toolkit.evaluation.reading import Preparation as Preparation
+from ssl_toolkit.evaluation.reading import Rows, read_batches, read_labels
+from ssl_toolkit.evaluation.reading import eval_images as eval_images
+from ssl_toolkit.progress import Bar, progress_bar
 
-VOID = 255
-"""The value of mask pixels that belong to no class and are not scored."""
+POOLED, MAPS, STAGES, MASKS = "pooled", "maps", "stages", "masks"
+"""What a `FeatureBank` can hold."""
 
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Features of one split, in the order of its images, on the CPU.
+    """Features of one split, in the order of its images, on the CPU: in memory, or read from files when touched.
 
     Attributes:
         pooled: ``(N, D)`` float32.
         maps: ``(N, C, H, W)`` in the precision of the forward pass, or None if not asked for.
         labels: ``(N,)`` int64, or None where the data set has none.
         masks: ``(N, S, S)`` uint8, `VOID` where not scored, or None if not asked for.
+        stages: the pyramid from fine to coarse, each ``(N, C_i, H_i, W_i)`` like ``maps``, or None if not asked for.
     """
 
     pooled: Tensor
     maps: Tensor | None = None
     labels: Tensor | None = None
     masks: Tensor | None = None
+    stages: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """How images become the backbone's input.
+class Part:
+    """One tensor of a bank.
 
     Attributes:
-        mean, std: per channel, in [0, 1] units.
-        resize: the shorter side in pixels before the centre crop.
-        size: side in pixels of the centre crop.
-        batch_size: images a forward pass.
-        workers: processes that read images; 0 reads them in this one.
+        name: of `FeatureBank`; ``stages`` are ``stages0``, ``stages1``, ...
+        shape, dtype: of what it holds of an image.
+        variant: tells it from others of this name for the same images, on disk.
     """
 
-    mean: Sequence[float]
-    std: Sequence[float]
-    resize: int
-    size: int
-    batch_size: int = 256
-    workers: int = 0
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    variant: str = ""
 
-    def normalise(self, images: Tensor, device: torch.device) -> Tensor:
-        """``(B, C, S, S)``, values 0 to 255, as float32 on ``device``, normalised, channels last."""
-        normal: Tensor = Normalize(self.mean, self.std).to(device)(images.to(device, non_blocking=True))
-        return normal.contiguous(memory_format=torch.channels_last)
+    @property
+    def stored(self) -> str:
+        """Name of its file."""
+        return self.name + self.variant
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Size of one row."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+Values = Mapping[str, Tensor]
+"""Tensors by the names of their parts, one row for each image of a batch."""
+
+
+def parts_of(
+    backbone: Backbone,
+    preparation: Preparation,
+    wanted: Collection[str],
+    *,
+    device: torch.device,
+    precision: torch.dtype,
+) -> list[Part]:
+    """What a bank with ``wanted``, of `POOLED` (always there), `MAPS`, `STAGES` and `MASKS`, is made of.
+
+    Found by a pass of one image of zeros through ``backbone``, which must be in evaluation mode on ``device``.
+    """
+    image = torch.zeros(1, backbone.config.in_channels, preparation.size, preparation.size, device=device)
+    values = features_of(backbone, image, {POOLED, *wanted}, precision)
+    parts = [Part(name, tuple(value.shape[1:]), value.dtype) for name, value in values.items()]
+    if MASKS in wanted:
+        parts.append(Part(MASKS, (preparation.size, preparation.size), torch.uint8))
+    return parts
+
+
+def features_of(backbone: Backbone, images: Tensor, wanted: Collection[str], precision: torch.dtype) -> Values:
+    """Pooled vectors in float32; maps and stages in the precision of the forward pass; by the names of their parts."""
+    features, pyramid = _forward(backbone, images, precision, STAGES in wanted)
+    stored = torch.bfloat16 if features.maps.dtype == torch.bfloat16 else torch.float32
+    values = {POOLED: features.pooled.float()}
+    if MAPS in wanted:
+        values[MAPS] = features.maps.to(stored)
+    return values | {f"{STAGES}{i}": level.to(stored) for i, level in enumerate(pyramid or ())}
+
+
+def bank_of(tensors: Values, labels: Tensor | None) -> FeatureBank:
+    """A bank of tensors by the names of their parts."""
+    levels = [tensors[f"{STAGES}{i}"] for i in range(sum(name.startswith(STAGES) for name in tensors))]
+    return FeatureBank(
+        tensors[POOLED], tensors.get(MAPS), labels, tensors.get(MASKS), tuple(levels) if levels else None
+    )
+
+
+def split_batches(length: int, batch_size: int) -> list[Rows]:
+    """The images of a split in batches, in order."""
+    return np.split(np.arange(length), range(batch_size, length, batch_size)) if length else []
+
+
+def compute(
+    backbone: Backbone,
+    dataset: ImageDataset,
+    batches: Sequence[Rows],
+    preparation: Preparation,
+    names: Collection[str],
+    put: Callable[[Rows, Values], None],
+    bar: Bar,
+    *,
+    device: torch.device,
+    precision: torch.dtype,
+) -> None:
+    """Hand the parts ``names`` of each batch to ``put``, on the CPU; ``backbone`` must be in evaluation mode.
+
+    Raises:
+        UserError: images or masks that cannot be read, or features that are not finite.
+    """
+    wanted = {STAGES if name.startswith(STAGES) else name for name in names}
+    read = read_batches(dataset, batches, preparation, masks=MASKS in wanted, device=device)
+    for rows, (images, masks) in zip(batches, read):
+        values: dict[str, Tensor] = {} if masks is None else {MASKS: masks}
+        if wanted - {MASKS}:
+            found = features_of(backbone, preparation.normalise(images, device), wanted, precision)
+            _require_finite(found[POOLED], rows, dataset)
+            values |= {name: value.cpu() for name, value in found.items() if name in names}
+        put(rows, values)
+        bar.advance(len(rows))
 
 
 def extract(
@@ -76,9 +161,10 @@ def extract(
     precision: torch.dtype = torch.float32,
     maps: bool = False,
     masks: bool = False,
+    stages: bool = False,
     console: Console | None = None,
 ) -> FeatureBank:
-    """Features of every image of ``dataset``.
+    """Features of every image of ``dataset``, in memory, computed by this process alone.
 
     The backbone is moved to ``device`` and runs in evaluation mode; its weights, its BatchNorm
     statistics and the mode of each of its modules are as before when this returns.
@@ -87,39 +173,46 @@ def extract(
         precision: ``torch.bfloat16`` runs the forward pass in autocast, ``torch.float32`` does not.
         maps: also keep the last feature maps.
         masks: also keep the masks, cut like the images.
+        stages: also keep the pyramid.
         console: where progress is shown.
 
     Raises:
         UserError: an empty split, labels or mask values outside the classes, a mask of another size than
             its image, or features that are not finite.
     """
+    require_images(dataset)
+    labels = read_labels(dataset)
+    wanted = {name for name, kept in ((MAPS, maps), (MASKS, masks), (STAGES, stages)) if kept}
+    backbone = backbone.to(device)
+    title = f"features of {dataset.name} {dataset.split}"
+    with evaluating(backbone), progress_bar(title, len(dataset), console=console) as bar:
+        parts = parts_of(backbone, preparation, wanted, device=device, precision=precision)
+        tensors = allocate(parts, len(dataset))
+        batches = split_batches(len(dataset), preparation.batch_size)
+        put = rows_into(tensors)
+        compute(backbone, dataset, batches, preparation, tensors, put, bar, device=device, precision=precision)
+    return bank_of(tensors, labels)
+
+
+def allocate(parts: Sequence[Part], length: int) -> dict[str, Tensor]:
+    """Memory for ``length`` images: plain tensors, as what inference mode makes cannot be used in training a head."""
+    return {part.name: torch.empty(length, *part.shape, dtype=part.dtype) for part in parts}
+
+
+def rows_into(tensors: Values) -> Callable[[Rows, Values], None]:
+    """A ``put`` for `compute` that fills ``tensors``."""
+
+    def put(rows: Rows, values: Values) -> None:
+        for name, value in values.items():
+            tensors[name][rows[0] : rows[-1] + 1] = value
+
+    return put
+
+
+def require_images(dataset: ImageDataset) -> None:
+    """`UserError` for an empty split."""
     if len(dataset) == 0:
         raise UserError(f"{dataset.name}: its {dataset.split} split has no images")
-    labels = _labels(dataset)
-    backbone = backbone.to(device)
-    bank: FeatureBank | None = None
-    title, start = f"features of {dataset.name} {dataset.split}", 0
-    with evaluating(backbone), progress_bar(title, len(dataset), console=console) as bar:
-        for images, mask in _batches(dataset, np.arange(len(dataset)), preparation, masks, device):
-            features = _forward(backbone, preparation.normalise(images, device), precision)
-            if bank is None:
-                bank = _allocate(features, len(dataset), labels, maps, mask)
-            rows = slice(start, start + len(images))
-            bank.pooled[rows] = features.pooled
-            if bank.maps is not None:
-                bank.maps[rows] = features.maps
-            if bank.masks is not None and mask is not None:
-                bank.masks[rows] = mask
-            start += len(images)
-            bar.advance(len(images))
-    assert bank is not None
-    finite = bank.pooled.isfinite().all(1)
-    if not finite.all():
-        raise UserError(
-            f"the backbone gives nan or infinity for {int((~finite).sum())} of {len(bank)} images of "
-            f"{dataset.name} {dataset.split}: its training diverged, or the weights are damaged"
-        )
-    return bank
 
 
 def calibrate_batchnorm(
@@ -155,6 +248,7 @@ def calibrate_batchnorm(
     # Whole batches only: each counts the same in the average.
     order = np.random.default_rng(seed).permutation(len(dataset))
     order = order[: max(min(images, len(dataset)) // size, 1) * size]
+    batches = np.split(order, range(size, len(order), size))
     momenta = [norm.momentum for norm in norms]
     backbone = backbone.to(device)
     with evaluating(backbone), progress_bar("BatchNorm statistics", len(order)) as bar:
@@ -163,19 +257,13 @@ def calibrate_batchnorm(
             norm.reset_running_stats()
             norm.momentum = None  # cumulative average
         try:
-            for batch, _ in _batches(dataset, order, preparation, False, device):
+            for batch, _ in read_batches(dataset, batches, preparation, masks=False, device=device):
                 _forward(backbone, preparation.normalise(batch, device), torch.float32)
                 bar.advance(len(batch))
         finally:
             for norm, momentum in zip(norms, momenta):
                 norm.momentum = momentum
     return len(norms)
-
-
-def eval_images(dataset: ImageDataset, indices: Sequence[int], preparation: Preparation) -> Tensor:
-    """Images ``indices`` as the backbone sees them before normalisation, ``(n, S, S, C)`` uint8."""
-    images = [dataset.image(int(i)) for i in indices]
-    return eval_batch(images, preparation.resize, preparation.size).permute(0, 2, 3, 1).contiguous()
 
 
 @contextmanager
@@ -190,88 +278,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _forward(backbone: Backbone, images: Tensor, precision: torch.dtype) -> Features:
+def _forward(
+    backbone: Backbone, images: Tensor, precision: torch.dtype, stages: bool = False
+) -> tuple[Features, list[Tensor] | None]:
     autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
     with torch.inference_mode(), autocast:
-        return backbone(images)
+        return backbone.forward_stages(images) if stages else (backbone(images), None)
 
 
-def _allocate(features: Features, length: int, labels: Tensor | None, maps: bool, masks: Tensor | None) -> FeatureBank:
-    # Plain tensors, filled in place: what inference mode makes cannot be used in training a head.
-    pooled = torch.empty(length, features.pooled.shape[1])
-    stored = torch.bfloat16 if features.maps.dtype == torch.bfloat16 else torch.float32
-    kept = torch.empty(length, *features.maps.shape[1:], dtype=stored) if maps else None
-    mask = None if masks is None else torch.empty(length, *masks.shape[1:], dtype=torch.uint8)
-    return FeatureBank(pooled, kept, labels, mask)
-
-
-def _labels(dataset: ImageDataset) -> Tensor | None:
-    if dataset.classes is None:
-        return None
-    labels = dataset.labels()
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(dataset.classes)))
-    if len(wrong):
+def _require_finite(pooled: Tensor, rows: Rows, dataset: ImageDataset) -> None:
+    wrong = int((~pooled.isfinite().all(1)).sum())
+    if wrong:
         raise UserError(
-            f"{dataset.name} {dataset.split}: image {wrong[0]} has label {labels[wrong[0]]}, outside the "
-            f"{len(dataset.classes)} classes (0 to {len(dataset.classes) - 1}); {len(wrong)} such images"
+            f"the backbone gives nan or infinity for {wrong} of {len(rows)} images of {dataset.name} {dataset.split} "
+            f"(from image {rows[0]} on): its training diverged, or the weights are damaged"
         )
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-Batch = tuple[Tensor, "Tensor | None"]
-
-
-class _Reader(Dataset):
-    """Whole batches as items, so that a worker process hands over one tensor and not many small ones."""
-
-    def __init__(self, dataset: ImageDataset, order: np.ndarray, preparation: Preparation, masks: bool) -> None:
-        self.dataset, self.preparation, self.masks = dataset, preparation, masks
-        self.batches = np.split(order, range(preparation.batch_size, len(order), preparation.batch_size))
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, batch: int) -> Batch | UserError:
-        try:
-            return self._read(self.batches[batch])
-        except UserError as error:  # raised in the loop below: a worker would wrap it in its traceback
-            return error
-
-    def _read(self, indices: np.ndarray) -> Batch:
-        images = [self.dataset.image(int(i)) for i in indices]
-        resize, size = self.preparation.resize, self.preparation.size
-        masks = None
-        if self.masks:
-            cut = [self._mask(int(i), image.shape[:2], resize, size) for i, image in zip(indices, images)]
-            masks = torch.stack(cut)
-        return eval_batch(images, resize, size), masks
-
-    def _mask(self, index: int, shape: tuple[int, ...], resize: int, size: int) -> Tensor:
-        mask, classes = self.dataset.mask(index), self.dataset.mask_classes or ()
-        where = f"{self.dataset.name} {self.dataset.split}: the mask of image {index}"
-        if mask.shape != shape:
-            raise UserError(f"{where} is {mask.shape}, its image is {shape} (height, width)")
-        wrong = mask[(mask >= len(classes)) & (mask != VOID)]
-        if wrong.size:
-            raise UserError(f"{where} holds {wrong[0]}: outside the {len(classes)} classes and not void ({VOID})")
-        return torch.as_tensor(eval_mask(mask, resize, size))
-
-
-def _batches(
-    dataset: ImageDataset, order: np.ndarray, preparation: Preparation, masks: bool, device: torch.device
-) -> Iterator[Batch]:
-    loader: DataLoader = DataLoader(
-        _Reader(dataset, order, preparation, masks),
-        batch_size=None,
-        num_workers=preparation.workers,
-        pin_memory=device.type == "cuda",
-        collate_fn=_as_it_is,  # type: ignore[arg-type]
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
-
-
-def _as_it_is(batch: Batch | UserError) -> Batch | UserError:
-    return batch

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_toolkit.evaluation.live import joined
+
 MAX_RESIDENT = 0.5
 """Share of a GPU's free memory that features may take; above it, batches are sent one by one."""
 
@@ -62,24 +64,26 @@ class Heads(nn.Module):
         ]
 
 
-class HeadOptimizer:
-    """Steps every head by its own learning rate, decayed to 0 along half a cosine over ``steps``.
+def head_optimizer(heads: Heads, name: str, lrs: Sequence[float], weight_decay: float) -> torch.optim.Optimizer:
+    """An optimizer that steps every head by its own learning rate.
 
     Args:
         name: ``sgd`` (momentum 0.9, not Nesterov) or ``adamw``.
         lrs: one for each head, as given: not scaled by the batch size.
         weight_decay: on weights, not on biases.
     """
+    groups = []
+    for weight, bias, lr in zip(heads.weights, heads.biases, lrs):
+        groups.append({"params": [weight], "lr": lr, "weight_decay": weight_decay})
+        groups.append({"params": [bias], "lr": lr, "weight_decay": 0.0})
+    return torch.optim.SGD(groups, momentum=0.9) if name == "sgd" else torch.optim.AdamW(groups)
+
+
+class HeadOptimizer:
+    """`head_optimizer` with learning rates that are decayed to 0 along half a cosine over ``steps``."""
 
     def __init__(self, heads: Heads, name: str, lrs: Sequence[float], weight_decay: float, steps: int) -> None:
-        groups = []
-        for weight, bias, lr in zip(heads.weights, heads.biases, lrs):
-            groups.append({"params": [weight], "lr": lr, "weight_decay": weight_decay})
-            groups.append({"params": [bias], "lr": lr, "weight_decay": 0.0})
-        if name == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9)
-        else:
-            self.optimizer = torch.optim.AdamW(groups)
+        self.optimizer = head_optimizer(heads, name, lrs, weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
         )
@@ -92,17 +96,51 @@ class HeadOptimizer:
         self.schedule.step()
 
 
-def summed_loss(logits: Tensor, target: Tensor, ignore: int = -100) -> Tensor:
+class FeatureNorm(nn.Module):
+    """BatchNorm of features without affine parameters: by the batch of all processes in training mode, by running
+    statistics in evaluation mode. No gradient flows through it: what comes in is frozen.
+
+    Args:
+        features: D.
+        momentum: share of a batch in the running statistics.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, features: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("var", torch.ones(features))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, D)`` float32, standardised."""
+        mean, var = self._of_batch(x) if self.training else (self.mean, self.var)
+        return (x - mean) * (var + self.eps).rsqrt()
+
+    def _of_batch(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        count = joined(x.new_tensor(float(len(x))))
+        mean = joined(x.sum(0)) / count
+        squares = joined((x - mean).square().sum(0))
+        self.mean.lerp_(mean, self.momentum)
+        self.var.lerp_(squares / (count - 1).clamp_min(1), self.momentum)  # unbiased, as torch keeps it
+        return mean, squares / count
+
+
+def summed_loss(logits: Tensor, target: Tensor, ignore: int = -100, scored: Tensor | int | None = None) -> Tensor:
     """Sum over heads of the mean cross entropy over targets: a head's gradient is as if it were alone.
 
     Args:
         logits: ``(C, L, ...)``.
         target: ``(...)`` int64; ``ignore`` is left out of the mean.
+        scored: targets in the mean, of which these are a part; None: those of ``target``.
     """
     classes, heads = logits.shape[:2]
     flat = logits.reshape(1, classes, -1)
     repeated = target.flatten().repeat(heads)[None]
-    scored = (target != ignore).sum().clamp_min(1)
+    scored = (target != ignore).sum().clamp_min(1) if scored is None else scored
     return F.cross_entropy(flat, repeated, ignore_index=ignore, reduction="sum") / scored
 
 
@@ -141,7 +179,11 @@ class Standardizer:
             values = part.double().flatten(2) if part.dim() > 2 else part.double()[:, :, None]
             total += values.sum((0, 2))
             squares += values.square().sum((0, 2))
-        count = features.numel() // channels
+        return cls.of_sums(total, squares, features.numel() // channels)
+
+    @classmethod
+    def of_sums(cls, total: Tensor, squares: Tensor, count: int) -> Standardizer:
+        """From the sums over ``count`` vectors, each ``(D,)`` float64, of values and of their squares."""
         mean = total / count
         std = (squares / count - mean.square()).clamp_min(0).sqrt()
         # A channel that never changes stays 0 and is not blown up to rounding noise.
@@ -183,14 +225,14 @@ def resident(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def edge_note(lrs: Sequence[float], chosen: float, option: str) -> list[str]:
+def edge_note(values: Sequence[float], chosen: float, option: str, name: str = "lr") -> list[str]:
     """A note where the best learning rate is the end of the sweep, so that a better one may lie beyond."""
-    if len(lrs) < 2 or chosen not in (min(lrs), max(lrs)):
+    if len(values) < 2 or chosen not in (min(values), max(values)):
         return []
-    return [f"the chosen lr {chosen:g} is the end of the sweep: widen {option}"]
+    return [f"the chosen {name} {chosen:g} is the end of the sweep: widen {option}"]
 
 
-def check_lrs(lrs: Sequence[float]) -> None:
+def check_lrs(lrs: Sequence[float], name: str = "lrs") -> None:
     """ValueError unless ``lrs`` are one or more different positive numbers."""
     if not lrs or not all(0 < lr < math.inf for lr in lrs) or len(set(lrs)) < len(lrs):
-        raise ValueError(f"lrs must be different positive numbers, not {list(lrs)}")
+        raise ValueError(f"{name} must be different positive numbers, not {list(lrs)}")

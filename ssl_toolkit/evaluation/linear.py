@@ -3,63 +3,77 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
-from ssl_toolkit.errors import UserError
-from ssl_toolkit.evaluation.features import FeatureBank
+from ssl_toolkit.data.base import ImageDataset
+from ssl_toolkit.errors import nearest
+from ssl_toolkit.evaluation.classification import classification_outcome, head_ranks
 from ssl_toolkit.evaluation.heads import (
     HeadOptimizer,
     Heads,
     Standardizer,
     batches,
     check_lrs,
-    edge_note,
     resident,
     summed_loss,
     threads_for,
 )
-from ssl_toolkit.evaluation.metrics import ranks, top_accuracy
-from ssl_toolkit.evaluation.protocol import (
-    PROTOCOLS,
-    EvalData,
-    Outcome,
-    Protocol,
-    best_setting,
-    missing_classes,
-)
+from ssl_toolkit.evaluation.logistic import logistic_path
+from ssl_toolkit.evaluation.protocol import PROTOCOLS, EvalData, Outcome, Protocol
+from ssl_toolkit.evaluation.source import Source
+from ssl_toolkit.evaluation.subsets import LabelsConfig, labelled
 from ssl_toolkit.progress import progress_bar
 
-TEST_CHUNK = 1024
+SOLVERS = ("sgd", "lbfgs")
+
+TOLERANCE = 1e-5
+"""Of the gradient where L-BFGS ends: a tenth of scikit-learn's."""
 
 
 @dataclass
 class LinearConfig:
-    """Options of the linear probe: SGD with momentum 0.9, learning rate decayed to 0 along a cosine.
+    """Options of the linear probe.
 
     Attributes:
-        lrs: learning rates, each for a head of its own; as given, not scaled by the batch size.
-        epochs: passes over the training features.
-        batch_size: images a step.
-        weight_decay: on weights, not on biases.
+        solver: ``sgd`` with momentum 0.9, the learning rate decayed to 0 along a cosine; or ``lbfgs``, multinomial
+            logistic regression to its optimum.
+        lrs: of sgd, each for a head of its own; as given, not scaled by the batch size.
+        epochs: of sgd, passes over the training features.
+        batch_size: of sgd, images a step.
+        weight_decay: of sgd, on weights, not on biases.
+        cs: of lbfgs, inverse strengths of the L2 penalty, scikit-learn's ``C``. The range is that of DINOv2's logistic
+            regression (arXiv:2304.07193), 10^-6 to 10^5, in steps of 10.
+        max_iter: of lbfgs, iterations for each of ``cs`` at most.
         head_norm: standardise each feature by the training mean and deviation (a BatchNorm without affine
             parameters before the head); it changes accuracy, so it is named in the result.
+        labels: which training images have labels.
         seed: of the order of images.
     """
 
+    solver: str = "sgd"
     lrs: list[float] = field(default_factory=lambda: [0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
     epochs: int = 50
     batch_size: int = 256
     weight_decay: float = 0.0
+    cs: list[float] = field(default_factory=lambda: [10.0**power for power in range(-6, 6)])
+    max_iter: int = 1000
     head_norm: bool = True
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"unknown solver {self.solver!r}: {nearest(self.solver, SOLVERS)}")
         check_lrs(self.lrs)
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError("epochs and batch_size must be 1 or more")
+        check_lrs(self.cs, "cs")
+        if self.epochs < 1 or self.batch_size < 1 or self.max_iter < 1:
+            raise ValueError("epochs and batch_size and max_iter must be 1 or more")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay must not be negative, not {self.weight_decay}")
 
@@ -71,6 +85,7 @@ def train_linear(
     options: LinearConfig,
     norm: Standardizer,
     device: torch.device,
+    console: Console | None = None,
 ) -> Heads:
     """One head for each of ``options.lrs`` on ``features`` ``(N, D)`` and ``labels`` ``(N,)``."""
     features, labels, norm = resident(features, device), labels.to(device), norm.to(device)
@@ -78,7 +93,7 @@ def train_linear(
     steps = options.epochs * math.ceil(len(features) / options.batch_size)
     optimizer = HeadOptimizer(heads, "sgd", options.lrs, options.weight_decay, steps)
     few = threads_for(heads.size * options.batch_size, device)
-    with few, progress_bar("linear probe", options.epochs * len(features)) as bar:
+    with few, progress_bar("linear probe", options.epochs * len(features), console=console) as bar:
         for rows in batches(len(features), options.batch_size, steps, options.seed):
             x = norm(features[rows.to(features.device)].to(device))
             optimizer.step(summed_loss(heads(x.T), labels[rows.to(device)]))
@@ -86,21 +101,36 @@ def train_linear(
     return heads
 
 
-@torch.no_grad()
-def linear_ranks(heads: Heads, bank: FeatureBank, norm: Standardizer, device: torch.device) -> Tensor:
-    """`ranks` of the true class of every image for every head, ``(L, N)``."""
-    assert bank.labels is not None
-    norm = norm.to(device)
-    found = []
-    for x, labels in zip(torch.split(bank.pooled, TEST_CHUNK), torch.split(bank.labels, TEST_CHUNK)):
-        scores = heads(norm(x.to(device)).T).permute(1, 2, 0)
-        found.append(ranks(scores, labels.to(device)).cpu())
-    return torch.cat(found, 1)
+def fit_linear(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    options: LinearConfig,
+    norm: Standardizer,
+    device: torch.device,
+    console: Console | None = None,
+) -> tuple[Heads, list[bool]]:
+    """Logistic regression for each of ``options.cs``, and which of them converged."""
+    heads = Heads(len(options.cs), features.shape[1], classes)
+    with progress_bar("logistic regression", len(options.cs), "penalties", console=console) as bar:
+        fits = logistic_path(
+            norm(features),
+            labels,
+            classes,
+            options.cs,
+            max_iter=options.max_iter,
+            tolerance=TOLERANCE,
+            device=device,
+            bar=bar,
+        )
+    for weight, bias, fit in zip(heads.weights, heads.biases, fits):
+        weight.data, bias.data = fit.weight, fit.bias
+    return heads.to(device), [fit.converged for fit in fits]
 
 
 @PROTOCOLS.register("linear", LinearConfig)
 class Linear(Protocol):
-    """A linear classifier on pooled features; its learning rate chosen on validation."""
+    """A linear classifier on pooled features; its learning rate or penalty chosen on validation."""
 
     needs = ("labels",)
     metric = "top1"
@@ -108,31 +138,35 @@ class Linear(Protocol):
 
     options: LinearConfig
 
+    @property
+    def variant(self) -> str:
+        solver = "" if self.options.solver == "sgd" else self.options.solver
+        return "-".join(filter(None, (solver, self.options.labels.variant)))
+
+    def check(self, source: Source, datasets: Mapping[str, ImageDataset]) -> None:
+        labelled(self.options.labels, datasets["train"])
+
     def run(self, data: EvalData) -> Outcome:
         assert data.classes is not None
         assert data.train.labels is not None
-        options, train, device = self.options, data.train, data.device
-        norm = Standardizer.fit(train.pooled, options.head_norm)
-        heads = train_linear(train.pooled, data.train.labels, len(data.classes), options, norm, device)
-        val, test = (linear_ranks(heads, split, norm, device) for split in (data.val, data.test))
-        top1 = {name: top_accuracy(rank, 1) for name, rank in {"val": val, "test": test}.items()}
-        diverged = heads.diverged()
-        grid = [
-            {
-                "lr": lr,
-                "val_top1": None if diverged[i] else float(top1["val"][i]),
-                "test_top1": None if diverged[i] else float(top1["test"][i]),
-                "diverged": diverged[i],
-            }
-            for i, lr in enumerate(options.lrs)
-        ]
-        best = best_setting(grid, "val_top1")
-        if best < 0:
-            raise UserError(f"linear: every learning rate diverged ({options.lrs}): add lower ones to linear.lrs")
-        metrics = {"top1": float(top1["test"][best])}
-        if len(data.classes) > 5:
-            metrics["top5"] = float(top_accuracy(test[best], 5))
-        lr = options.lrs[best]
-        counts = torch.bincount(data.train.labels, minlength=len(data.classes))
-        notes = missing_classes(counts, data.classes, "training image") + edge_note(options.lrs, lr, "linear.lrs")
-        return Outcome(metrics, {"lr": lr}, grid, notes=notes)
+        options, device = self.options, data.device
+        chosen = labelled(options.labels, data.datasets["train"])
+        features, labels = data.train.pooled, data.train.labels
+        if options.labels.variant:  # else there is nothing to copy
+            features, labels = features[chosen.rows], labels[chosen.rows]
+        norm = Standardizer.fit(features, options.head_norm)
+        settings: list[dict[str, Any]]
+        notes = []
+        if options.solver == "sgd":
+            heads = train_linear(features, labels, len(data.classes), options, norm, device, data.console)
+            settings, diverged, option = [{"lr": lr} for lr in options.lrs], heads.diverged(), "linear.lrs"
+        else:
+            heads, converged = fit_linear(features, labels, len(data.classes), options, norm, device, data.console)
+            settings, diverged, option = [{"c": c} for c in options.cs], [False] * len(options.cs), "linear.cs"
+            short = [f"{c:g}" for c, done in zip(options.cs, converged) if not done]
+            notes = [f"c {', '.join(short)}: not converged after {options.max_iter} iterations"] if short else []
+        there = norm.to(device)
+        val, test = (head_ranks(heads, split, there, device) for split in (data.val, data.test))
+        outcome = classification_outcome(settings, diverged, val, test, data.classes, chosen, option)
+        outcome.notes += notes
+        return outcome

@@ -6,17 +6,14 @@ gradients over many processes, progress, and unfinished work that is kept and ta
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import signal
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -25,13 +22,14 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ssl_toolkit.criteria.distributed import rank, world_size
 from ssl_toolkit.errors import Terminated, UserError
-from ssl_toolkit.files import atomic_path
-from ssl_toolkit.processes.world import in_any_process
+from ssl_toolkit.evaluation.unfinished import Unfinished, held_signals
+from ssl_toolkit.processes.world import agree, from_first
 from ssl_toolkit.progress import progress_bar
+from ssl_toolkit.views.loader import epoch_of, stop_workers, worker_loader
 
 SAVE_SECONDS = 60.0
 """Between states of unfinished work."""
@@ -39,10 +37,17 @@ SAVE_SECONDS = 60.0
 CHECK_STEPS = 50
 """Between looks at whether the loss is finite: each waits for the device."""
 
+GO_ON, SAVE, STOP, TERMINATE, FAIL = range(5)
+"""What happens before a step; of what the processes want, the highest."""
+
 Key = tuple[int, int]
 """(pass over the data, image): with the seed, all that an augmentation depends on."""
 
 Batch = TypeVar("Batch")
+
+
+class Diverged(UserError):
+    """The loss is not finite."""
 
 
 class Samples(ABC, Generic[Batch]):
@@ -77,13 +82,22 @@ class Plan:
     seed: int = 0
     workers: int = 0
 
+    @classmethod
+    def of_passes(cls, passes: float, batch_size: int, length: int, seed: int, workers: int) -> Plan:
+        """As many steps as there are whole batches in ``passes`` over ``length`` images."""
+        return cls(round(passes * cls(1, batch_size).steps_per_pass(length)), batch_size, seed, workers)
+
     def steps_per_pass(self, length: int) -> int:
         """Whole batches in a pass; its rest is dropped, each pass has another order."""
-        return length // min(self.batch_size, length)
+        return length // self.images(length)
+
+    def images(self, length: int) -> int:
+        """Images a step, of all processes together."""
+        return min(self.batch_size, length)
 
     def keys(self, step: int, length: int, rank: int = 0, world: int = 1) -> list[Key]:
         """This process's part of the batch of a step, a stretch of the batch that one process would have."""
-        size = min(self.batch_size, length)
+        size = self.images(length)
         number, position = divmod(step, self.steps_per_pass(length))
         order = _order(self.seed, number, length)
         mine = np.array_split(order[position * size : (position + 1) * size], world)[rank]
@@ -93,55 +107,6 @@ class Plan:
 @lru_cache(maxsize=2)
 def _order(seed: int, number: int, length: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, number)).permutation(length)
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """Where the state of unfinished work is kept.
-
-    Attributes:
-        folder: None keeps none.
-        name: of the work, for people.
-        identity: everything its outcome depends on: a state of anything else is not taken up.
-    """
-
-    folder: Path | None
-    name: str
-    identity: Mapping[str, Any]
-
-    @property
-    def path(self) -> Path | None:
-        """The file; its name changes with ``identity``."""
-        if self.folder is None:
-            return None
-        text = json.dumps(dict(self.identity), sort_keys=True, default=str)
-        return self.folder / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
-
-    def load(self) -> dict[str, Any] | None:
-        """What was kept, on the CPU; None where nothing was, or it is damaged."""
-        if self.path is None or not self.path.is_file():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception:  # torch raises many kinds for a file that is none of its own
-            Console().print(f"{self.path} is damaged; starting {self.name} anew", highlight=False, soft_wrap=True)
-            return None
-        return state
-
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Keep ``state``; a disk that is full costs what is kept, not the work."""
-        if self.path is None:
-            return
-        try:
-            with atomic_path(self.path) as temporary:
-                torch.save(dict(state), temporary)
-        except (OSError, UserError, RuntimeError) as error:
-            Console().print(f"{self.name} cannot be resumed: {error}", highlight=False, markup=False, soft_wrap=True)
-
-    def clear(self) -> None:
-        """Forget it: the work is done."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def train(
@@ -178,22 +143,28 @@ def train(
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     start = _restore(network, optimizer, unfinished)
-    images = min(plan.batch_size, len(samples))
-    batches = _batches(samples, plan, start, device)
+    if start >= plan.steps:
+        return
+    images = plan.images(len(samples))
     saved = time.monotonic()
-    cuda = [device] if device.type == "cuda" else []
     with (
-        _held_signals() as caught,
-        torch.random.fork_rng(devices=cuda),
+        held_signals() as caught,
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        closing(_batches(samples, plan, start, device)) as batches,
         progress_bar(title, plan.steps * images, done=start * images, console=console) as bar,
     ):
-        for step, batch in zip(range(start, plan.steps), batches):
+        for step in range(start, plan.steps):
+            batch = next(batches)
+            event = _agreed(_event(batch, caught, saved), device)
+            if event != GO_ON:
+                _handle(event, step, batch, f"{title} at step {step} of {plan.steps}", network, optimizer, unfinished)
+                saved = time.monotonic()
             torch.manual_seed((plan.seed * 1_000_003 + step) * 4_096 + rank())
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * factor(step)
             optimizer.zero_grad(set_to_none=True)
             value = loss(batch)
-            if finite and step % CHECK_STEPS == 0:
+            if finite and (step % CHECK_STEPS == 0 or step == plan.steps - 1):
                 _require_finite(value, title, step)
             torch.autograd.backward(value)
             sum_gradients(network)
@@ -201,38 +172,116 @@ def train(
                 nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
             optimizer.step()
             bar.advance(images)
-            stopped = in_any_process(bool(caught), device)
-            if stopped or time.monotonic() - saved > SAVE_SECONDS:
-                _keep(step + 1, network, optimizer, unfinished)
-                saved = time.monotonic()
-            if stopped:
-                kind = Terminated if signal.SIGTERM in caught else KeyboardInterrupt
-                kept = "" if unfinished.path is None else "; the same command continues it"
-                raise kind(f"stopped {title} at step {step + 1} of {plan.steps}{kept}")
-    if start < plan.steps and finite:
-        _require_finite(value, title, plan.steps - 1)
-    _keep(plan.steps, network, optimizer, unfinished)
+        _keep(plan.steps, network, optimizer, unfinished)
+        event = _agreed(_event(None, caught, saved), device)
+        if event in (STOP, TERMINATE):
+            raise _stopped(event, f"{title} at its end", unfinished)
+
+
+def cosine(steps: int, warmup: int = 0) -> Callable[[int], float]:
+    """A ``factor`` of `train`: up along a line over ``warmup`` steps, then down to 0 along half a cosine."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return factor
+
+
+def _event(batch: Any, caught: Sequence[int], saved: float) -> int:
+    """What this process wants before it trains on ``batch``."""
+    if isinstance(batch, UserError):
+        return FAIL
+    if caught:
+        return TERMINATE if signal.SIGTERM in caught else STOP
+    return SAVE if time.monotonic() - saved > SAVE_SECONDS else GO_ON
+
+
+def _agreed(event: int, device: torch.device) -> int:
+    """The highest of the events of all processes, in each of them: none may leave while others wait for it."""
+    if world_size() == 1:
+        return event
+    highest = torch.tensor(event, device=device)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest.item())
+
+
+def _handle(
+    event: int,
+    step: int,
+    batch: Any,
+    where: str,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    unfinished: Unfinished,
+) -> None:
+    """Keep what ``step`` steps have made, and stop where the event says so."""
+    if event == FAIL:
+        agree(lambda: _raise(batch))
+    _keep(step, network, optimizer, unfinished)
+    if event in (STOP, TERMINATE):
+        raise _stopped(event, where, unfinished)
+
+
+def _raise(batch: Any) -> None:
+    if isinstance(batch, UserError):
+        raise batch
+
+
+def _stopped(event: int, where: str, unfinished: Unfinished) -> KeyboardInterrupt:
+    kept = "" if unfinished.path is None else "; the same command continues it"
+    return (Terminated if event == TERMINATE else KeyboardInterrupt)(f"stopped {where}{kept}")
 
 
 def _restore(network: nn.Module, optimizer: torch.optim.Optimizer, unfinished: Unfinished) -> int:
-    """Take up the kept state, if there is one; the number of steps done."""
-    state = unfinished.load()
+    """Take up the state that process 0 kept, if there is one; the number of steps done."""
+    state = from_first(unfinished.load)
     if state is None:
+        return 0
+    if not _fits(state, network):
+        if rank() == 0:
+            unfinished.tell("is damaged")
         return 0
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
 
+def _fits(state: Mapping[str, Any], network: nn.Module) -> bool:
+    """Whether ``state`` is one of ``network``: loading one that is not would leave half of it changed."""
+    if not {"step", "network", "optimizer"} <= state.keys():
+        return False
+    shapes = [{name: value.shape for name, value in d.items()} for d in (state["network"], network.state_dict())]
+    return shapes[0] == shapes[1]
+
+
 def _keep(step: int, network: nn.Module, optimizer: torch.optim.Optimizer, unfinished: Unfinished) -> None:
+    """Every process calls this at the same step."""
+    average_statistics(network)
     if rank() == 0:
         unfinished.save({"step": step, "network": network.state_dict(), "optimizer": optimizer.state_dict()})
+
+
+def average_statistics(network: nn.Module) -> None:
+    """Give the running statistics of each BatchNorm that is trained the mean over the processes, in place.
+
+    They are sums of what the batches had, so that it does not matter how often this is done.
+    """
+    if world_size() == 1:
+        return
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats:
+            for statistic in (module.running_mean, module.running_var):
+                assert statistic is not None
+                dist.all_reduce(statistic)
+                statistic /= world_size()
 
 
 def _require_finite(value: Tensor, title: str, step: int) -> None:
     joined_value = joined(value.detach())
     if not bool(joined_value.isfinite()):
-        raise UserError(f"{title}: the loss is {float(joined_value)} at step {step}: lower the learning rate")
+        raise Diverged(f"{title}: the loss is {float(joined_value)} at step {step}: lower the learning rate")
 
 
 def joined(count: Tensor) -> Tensor:
@@ -259,68 +308,42 @@ def sum_gradients(network: nn.Module) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-class _Steps(Dataset[Any]):
-    """The batches of this process, by step."""
+class _Batches(Dataset[Any]):
+    """Batches by their keys; an error is returned, so that it leaves a worker process as it is."""
 
-    def __init__(self, samples: Samples[Any], plan: Plan, start: int) -> None:
-        self.samples, self.plan, self.start = samples, plan, start
+    def __init__(self, samples: Samples[Any]) -> None:
+        self.samples = samples
+
+    def __getitems__(self, keys: Sequence[Key]) -> Any:
+        try:
+            return self.samples.batch(keys)
+        except UserError as error:
+            return error
+
+
+class _Steps:
+    """The keys of this process's part of each step, from one on."""
+
+    def __init__(self, plan: Plan, length: int, start: int) -> None:
+        self.plan, self.length, self.start = plan, length, start
         self.rank, self.world = rank(), world_size()
 
     def __len__(self) -> int:
         return self.plan.steps - self.start
 
-    def __getitem__(self, step: int) -> Any:
-        try:
-            keys = self.plan.keys(self.start + step, len(self.samples), self.rank, self.world)
-            return self.samples.batch(keys)
-        except UserError as error:  # raised in the loop below: a worker would wrap it in its traceback
-            return error
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in range(self.start, self.plan.steps):
+            yield self.plan.keys(step, self.length, self.rank, self.world)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains decides
-
-
-def _batches(samples: Samples[Batch], plan: Plan, start: int, device: torch.device) -> Iterator[Batch]:
-    if min(plan.batch_size, len(samples)) < world_size():
-        raise UserError(f"a batch of {min(plan.batch_size, len(samples))} is too small for {world_size()} processes")
-    loader: DataLoader[Any] = DataLoader(
-        _Steps(samples, plan, start),
-        batch_size=None,
-        num_workers=plan.workers,
-        pin_memory=device.type == "cuda",
-        collate_fn=_as_it_is,
-        worker_init_fn=_start_worker,
-        multiprocessing_context="forkserver" if plan.workers and torch.cuda.is_available() else None,
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
-
-
-@contextmanager
-def _held_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM until a step is done; a second SIGINT is not held."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def hold(number: int, frame: object) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, hold) for number in numbers}
+def _batches(samples: Samples[Batch], plan: Plan, start: int, device: torch.device) -> Generator[Any, None, None]:
+    """A `Batch` or a `UserError` for each step."""
+    images = plan.images(len(samples))
+    if images < world_size():
+        raise UserError(f"a batch of {images} is too small for {world_size()} processes")
+    steps = _Steps(plan, len(samples), start)
+    loader = worker_loader(_Batches(samples), steps, plan.workers, pin_memory=device.type == "cuda")
     try:
-        yield caught
+        yield from epoch_of(loader)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        stop_workers(loader)

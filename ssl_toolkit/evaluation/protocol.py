@@ -19,15 +19,16 @@ from rich.console import Console
 from torch import Tensor
 
 from ssl_toolkit.data.base import SPLITS, ImageDataset
+from ssl_toolkit.evaluation.features import MAPS as MAPS
+from ssl_toolkit.evaluation.features import MASKS as MASKS
+from ssl_toolkit.evaluation.features import POOLED as POOLED
+from ssl_toolkit.evaluation.features import STAGES as STAGES
 from ssl_toolkit.evaluation.features import FeatureBank, Preparation, eval_images
-from ssl_toolkit.evaluation.live import Unfinished
 from ssl_toolkit.evaluation.source import Source
+from ssl_toolkit.evaluation.unfinished import Unfinished
 from ssl_toolkit.registry import Registry
 
 SHOWN_CLASSES = 5
-
-POOLED, MAPS, STAGES, MASKS = "pooled", "maps", "stages", "masks"
-"""What a `FeatureBank` can hold."""
 
 
 @dataclass(frozen=True)

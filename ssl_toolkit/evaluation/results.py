@@ -21,6 +21,13 @@ LABELS = {
     "miou": "mIoU",
     "foreground_miou": "foreground mIoU",
     "pixel_accuracy": "pixel accuracy",
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "rankme": "RankMe",
+    "dead": "dead channels",
+    "auc": "AUC",
+    "image_nmi": "image NMI",
 }
 
 

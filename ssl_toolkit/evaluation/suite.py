@@ -11,26 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ssl_toolkit.criteria.distributed import rank
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.data.base import SPLITS, ImageDataset
 from ssl_toolkit.errors import UserError, unknown
-from ssl_toolkit.evaluation.features import FeatureBank, Preparation, extract
+from ssl_toolkit.evaluation.clustering import ClusteringConfig
+from ssl_toolkit.evaluation.detection import DetectionConfig, DetectionFinetuneConfig
+from ssl_toolkit.evaluation.extraction import Extraction, FeaturesConfig
+from ssl_toolkit.evaluation.features import FeatureBank, Preparation
+from ssl_toolkit.evaluation.finetune import FinetuneConfig
 from ssl_toolkit.evaluation.knn import KnnConfig
 from ssl_toolkit.evaluation.linear import LinearConfig
-from ssl_toolkit.evaluation.protocol import MAPS, MASKS, PROTOCOLS, STAGES, EvalData, Protocol
+from ssl_toolkit.evaluation.linear_augmented import LinearAugmentedConfig
+from ssl_toolkit.evaluation.local_matching import MatchingConfig
+from ssl_toolkit.evaluation.protocol import PROTOCOLS, EvalData, Protocol
 from ssl_toolkit.evaluation.results import Result
-from ssl_toolkit.evaluation.segmentation import SegmentationConfig
+from ssl_toolkit.evaluation.segmentation import SegmentationAugmentedConfig, SegmentationConfig
 from ssl_toolkit.evaluation.source import Source
+from ssl_toolkit.evaluation.spectrum import SpectrumConfig
 from ssl_toolkit.hardware import pick_device, pick_precision
 from ssl_toolkit.processes.world import current_world, from_first, process_device
 from ssl_toolkit.registry import typed
 
 UNFINISHED = ".unfinished"
 """Folder beside the results for work that was stopped."""
+
+SAME_IMAGES = "val and test are the same images here: the setting was chosen on what is reported"
 
 COMPOSED = ("data", "backbone", "scale")
 """Groups that the command line composes into the same config; read by `Source` and `evaluate`, not here."""
@@ -51,7 +60,8 @@ class EvalConfig:
         precision: of the forward pass: ``auto``, ``bf16`` or ``fp32``. Heads are trained in float32.
         batch_size: images a forward pass.
         workers: processes that read images; 0 reads them in this one.
-        knn, linear, segmentation: options of the protocols.
+        features: where extracted features are kept.
+        knn and the others: options of the protocol of that name.
     """
 
     run: str | None = None
@@ -64,9 +74,18 @@ class EvalConfig:
     precision: str = "auto"
     batch_size: int = 256
     workers: int = 0
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
     linear: LinearConfig = field(default_factory=LinearConfig)
+    linear_augmented: LinearAugmentedConfig = field(default_factory=LinearAugmentedConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    segmentation_augmented: SegmentationAugmentedConfig = field(default_factory=SegmentationAugmentedConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    detection_finetune: DetectionFinetuneConfig = field(default_factory=DetectionFinetuneConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    spectrum: SpectrumConfig = field(default_factory=SpectrumConfig)
+    clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0 or self.devices < 0:
@@ -81,6 +100,8 @@ def eval_config(options: EvalConfig | Mapping[str, Any] | DictConfig) -> EvalCon
     """
     if isinstance(options, EvalConfig):
         return options
+    if isinstance(options, DictConfig):  # a scale's values may refer to the data, which is left here
+        options = OmegaConf.to_container(options, resolve=True)  # type: ignore[assignment]
     return typed(EvalConfig, {str(k): v for k, v in options.items() if k not in COMPOSED}, "eval")
 
 
@@ -127,32 +148,39 @@ def evaluate_on(
     preparation = _preparation(source, datasets["train"], options)
     device = process_device(pick_device(options.device), current_world())
     precision = pick_precision(options.precision, device)
-    fingerprint = " ".join(f"{split}:{datasets[split].fingerprint()}" for split in SPLITS)
+    prints = {split: datasets[split].fingerprint() for split in SPLITS}
+    fingerprint = " ".join(f"{split}:{value}" for split, value in prints.items())
     start = time.perf_counter()
+    weights = source.weights_digest()
+    extraction = Extraction(
+        source, preparation, device, precision, weights, prints, options.features, console or Console()
+    )
     data = EvalData(
         source,
         datasets,
-        _extract(chosen, source, datasets, preparation, device, precision, console),
+        _extract(chosen, datasets, extraction),
         preparation,
         device,
         precision,
-        identity=f"{source.weights_digest()} {fingerprint} {preparation} {precision}",
+        identity=f"{weights} {fingerprint} {_input(preparation)} {precision}",
         state=None if out is None else out / UNFINISHED,
         console=console,
     )
     shared = {**_shared(data, fingerprint), "extraction_seconds": round(time.perf_counter() - start, 3)}
     results = []
     for name, protocol in chosen.items():
-        result = _run(name, protocol, data, shared)
+        result = _run(name, protocol, data, shared, prints["val"] == prints["test"])
         if out is not None and rank() == 0:
             result.write(out)
         results.append(result)
     return results
 
 
-def _run(name: str, protocol: Protocol, data: EvalData, shared: Mapping[str, Any]) -> Result:
+def _run(name: str, protocol: Protocol, data: EvalData, shared: Mapping[str, Any], same_images: bool) -> Result:
     start = time.perf_counter()
     outcome = protocol.run(data) if protocol.parallel else from_first(lambda: protocol.run(data))
+    if len(outcome.grid) > 1 and outcome.selected and same_images:
+        outcome.notes.append(SAME_IMAGES)
     return Result(
         protocol=name,
         variant=protocol.variant,
@@ -167,39 +195,20 @@ def _run(name: str, protocol: Protocol, data: EvalData, shared: Mapping[str, Any
 
 def _extract(
     protocols: Mapping[str, Protocol],
-    source: Source,
     datasets: Mapping[str, ImageDataset],
-    preparation: Preparation,
-    device: torch.device,
-    precision: torch.dtype,
-    console: Console | None,
+    extraction: Extraction,
 ) -> dict[str, FeatureBank]:
     """Features of the splits that are read, with all that any protocol reads of them."""
     wanted: dict[str, frozenset[str]] = dict.fromkeys(SPLITS, frozenset())
     for protocol in protocols.values():
-        for split, parts in protocol.reads(source).items():
+        for split, parts in protocol.reads(extraction.source).items():
             wanted[split] |= parts
-    return {
-        split: extract(
-            source.backbone,
-            datasets[split],
-            preparation,
-            device=device,
-            precision=precision,
-            maps=MAPS in parts,
-            masks=MASKS in parts,
-            stages=STAGES in parts,
-            console=console,
-        )
-        for split, parts in wanted.items()
-        if parts
-    }
+    return extraction.run(datasets, wanted)
 
 
 def _shared(data: EvalData, fingerprint: str) -> dict[str, Any]:
     """What every result of an evaluation says alike."""
     source, preparation = data.source, data.preparation
-    given = {key: getattr(preparation, key) for key in ("mean", "std", "resize", "size")}
     return {
         "data": data.datasets["train"].name,
         "source": source.name,
@@ -210,9 +219,14 @@ def _shared(data: EvalData, fingerprint: str) -> dict[str, Any]:
             "path": source.checkpoint_path,
             "sha256": source.checkpoint_sha256,
         },
-        "input": {**given, "precision": "bf16" if data.precision == torch.bfloat16 else "fp32"},
+        "input": {**_input(preparation), "precision": "bf16" if data.precision == torch.bfloat16 else "fp32"},
         "data_fingerprint": fingerprint,
     }
+
+
+def _input(preparation: Preparation) -> dict[str, Any]:
+    """What images become, whichever way they are read."""
+    return {key: getattr(preparation, key) for key in ("mean", "std", "resize", "size")}
 
 
 def chosen_protocols(names: Sequence[str], options: EvalConfig) -> dict[str, Protocol]:

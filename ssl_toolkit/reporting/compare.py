@@ -24,9 +24,19 @@ from ssl_toolkit.reporting.runs import Result, RunFolder, unique_labels
 MAIN_METRICS = {
     ("knn", "top1"): "kNN top-1",
     ("linear", "top1"): "linear top-1",
+    ("linear_augmented", "top1"): "linear (crops) top-1",
+    ("finetune", "top1"): "fine-tuned top-1",
     ("segmentation", "miou"): "mIoU",
     ("segmentation", "foreground_miou"): "foreground mIoU",
     ("segmentation", "pixel_accuracy"): "pixel accuracy",
+    ("segmentation_augmented", "miou"): "mIoU (crops)",
+    ("detection", "ap"): "linear AP",
+    ("detection_finetune", "ap"): "fine-tuned AP",
+    ("matching", "match_0"): "right matches",
+    ("matching", "auc"): "match AUC",
+    ("spectrum", "rankme"): "RankMe (no %)",
+    ("clustering", "miou"): "k-means mIoU",
+    ("clustering", "image_nmi"): "k-means NMI",
 }
 """The columns of a comparison, in order. Protocols that are not here show all their metrics."""
 
@@ -191,13 +201,13 @@ def _columns(runs: Sequence[RunFolder]) -> list[Metric]:
     for run in runs:
         for (protocol, data), result in run.latest().items():
             for name in result.metrics:
-                if (protocol, name) in MAIN_METRICS or protocol not in listed:
+                if (plain(protocol), name) in MAIN_METRICS or plain(protocol) not in listed:
                     found[protocol, data, name] = None
     order = list(MAIN_METRICS)
     several = len({data for _, data, _ in found}) > 1
 
     def place(key: tuple[str, str, str]) -> tuple[int, str]:
-        pair = (key[0], key[2])
+        pair = (plain(key[0]), key[2])
         return (order.index(pair) if pair in MAIN_METRICS else len(order), key[1])
 
     return [
@@ -209,7 +219,13 @@ def _columns(runs: Sequence[RunFolder]) -> list[Metric]:
 def metric_title(protocol: str, name: str) -> str:
     """What a metric is called in tables."""
     spelled = f"{protocol} {name}".replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
-    return MAIN_METRICS.get((protocol, name), spelled)
+    main = MAIN_METRICS.get((plain(protocol), name))
+    return spelled if main is None else main + protocol.removeprefix(plain(protocol))
+
+
+def plain(protocol: str) -> str:
+    """A protocol without its variant: ``linear (10pct)`` is ``linear``."""
+    return protocol.split(" (")[0]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

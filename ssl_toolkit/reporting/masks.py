@@ -65,7 +65,7 @@ def read_examples(run: Path) -> list[SegmentationExamples]:
     Raises:
         UserError: a file that is broken, or whose shapes or classes do not fit together.
     """
-    paths = sorted((run / "results").glob("segmentation-*-examples.npz"))
+    paths = sorted((run / "results").glob("segmentation*-examples.npz"))
     return [_read(path) for path in paths]
 
 

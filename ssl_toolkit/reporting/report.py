@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ssl_toolkit.files import write_text
 from ssl_toolkit.progress import track
 from ssl_toolkit.reporting import matches, plots
+from ssl_toolkit.reporting.boxes import BoxExamples, box_figure, read_boxes
 from ssl_toolkit.reporting.compare import Comparison, compare, flatten, metric_title, show_options
 from ssl_toolkit.reporting.masks import VOID, SegmentationExamples, read_examples
 from ssl_toolkit.reporting.runs import Result, RunFolder, name_of
@@ -64,6 +65,7 @@ class Page:
     curves: list[Picture]
     matches: list[Group]
     masks: list[Group]
+    boxes: list[Group]
     over_time: list[Picture] = field(default_factory=list)
     """Feature matches of one image while a single run trained, the first first."""
 
@@ -72,7 +74,7 @@ class Page:
 
     def pictures(self) -> list[Picture]:
         """Every picture on the page."""
-        groups = [*self.matches, *self.masks]
+        groups = [*self.matches, *self.masks, *self.boxes]
         return [*self.bars, *self.curves, *self.over_time, *(picture for group in groups for picture in group.pictures)]
 
 
@@ -97,6 +99,7 @@ def write_report(run: Path | str) -> Path:
         matches=_matches([folder], [folder.label]),
         over_time=_over_time(folder),
         masks=_masks([folder], [folder.label]),
+        boxes=_boxes([folder], [folder.label]),
         views=_sheet(folder.path / "examples" / "views.png"),
     )
     return _write(page, folder.path / "report.html")
@@ -129,6 +132,7 @@ def write_comparison_report(
         curves=_curves(folders),
         matches=_matches(folders, labels),
         masks=_masks(folders, labels),
+        boxes=_boxes(folders, labels),
     )
     out = Path(out)
     return _write(page, out if out.suffix == ".html" else out / "report.html")
@@ -297,6 +301,22 @@ def _masks(runs: Sequence[RunFolder], labels: Sequence[str]) -> list[Group]:
             else:
                 sets.append((examples, {label: examples.prediction}))
     return [_mask_group(first, shown, len(runs) > 1, len(sets) > 1) for first, shown in sets]
+
+
+def _boxes(runs: Sequence[RunFolder], labels: Sequence[str]) -> list[Group]:
+    """A group for each detection result of each run."""
+    groups = []
+    for label, run in zip(labels, runs):
+        for examples in read_boxes(run.path):
+            starts = range(0, len(examples.image), MASK_COLUMNS)
+            pictures = [_box_picture(examples, range(s, min(s + MASK_COLUMNS, len(examples.image)))) for s in starts]
+            groups.append(Group(f"{label}: {examples.title}" if len(runs) > 1 else examples.title, pictures))
+    return groups
+
+
+def _box_picture(examples: BoxExamples, columns: range) -> Picture:
+    alt = f"Images {columns.start + 1} to {columns.stop} of {len(examples.image)} with true and predicted boxes"
+    return Picture(alt, lambda: box_figure(examples, columns))
 
 
 def _mask_group(

@@ -6,7 +6,7 @@ import gc
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -68,11 +68,13 @@ def _start_worker(worker: int) -> None:
     single_threaded(worker)
 
 
-def worker_loader(dataset: Dataset[Any], batches: EpochBatches, workers: int, pin_memory: bool = False) -> Any:
+def worker_loader(
+    dataset: Dataset[Any], batches: Iterable[list[tuple[int, int]]], workers: int, pin_memory: bool = False
+) -> Any:
     """A `torch.utils.data.DataLoader` that hands a whole batch of keys to ``dataset.__getitems__`` of a worker."""
     return DataLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,

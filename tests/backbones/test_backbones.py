@@ -93,6 +93,9 @@ def test_contract(case: Case) -> None:
     with torch.no_grad():
         features, pyramid = backbone(images), backbone.stages(images)
         again = backbone(images)
+        both, levels = backbone.forward_stages(images)
+    torch.testing.assert_close(both, features, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(levels, pyramid, rtol=0, atol=0)
     assert features.maps.shape == (2, case.features, case.cells, case.cells)
     assert features.pooled.shape == (2, case.features)
     assert torch.equal(features.maps, again.maps)
@@ -286,3 +289,18 @@ def test_weights_without_use_are_frozen() -> None:
     assert frozen == {"model.conv_head.weight", "model.conv_head.bias"}
     with torch.device("meta"):
         assert sum(p.numel() for p in create_backbone("vgg11").parameters()) < 10_000_000
+
+
+@pytest.mark.parametrize("name", ["tiny_resnet", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_maps_and_pyramid_come_from_one_pass(name: str) -> None:
+    backbone = create_backbone(name).eval()
+    calls = []
+    for module in backbone.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        backbone(images)
+        alone = len(calls)
+        backbone.forward_stages(images)
+    assert alone <= len(calls) - alone <= alone + 8  # a norm of each level

@@ -15,6 +15,18 @@ TINY = {
         "head=[16,16]",
         "precision=fp32",
     ],
+    "linear": [
+        "rounds=1",
+        "backbone=tiny_resnet",
+        "batch_size=4",
+        "image_size=32",
+        "classes=3",
+        "precision=fp32",
+        "cached_images=40",
+        "cached_features=5",
+        "cached_classes=4",
+        "cached_epochs=1",
+    ],
     "train": [
         "rounds=1",
         "cases=tiny",
@@ -27,6 +39,7 @@ TINY = {
         "steps=2",
         "workers=0",
     ],
+    "knn": ["rounds=1", "bank=300", "queries=40", "dim=16", "classes=5", "ks=[3,20]", "noise=1"],
     "views": ["rounds=1", "recipes=small", "images=8", "height=40", "width=48", "batch_size=4", "workers=0"],
 }
 """Overrides by suite."""

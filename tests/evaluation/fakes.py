@@ -95,7 +95,8 @@ def eval_data(
     datasets = {}
     for split, features in banks.items():
         images = np.zeros((len(features), side, side, 3), dtype=np.uint8)
-        datasets[split] = ArrayDataset(images, [0] * len(images), images[..., 0], split, classes)
+        labels = [0] * len(images) if features.labels is None else features.labels.tolist()
+        datasets[split] = ArrayDataset(images, labels, images[..., 0], split, classes)
     preparation = Preparation([0.5] * 3, [0.25] * 3, side, side)
     source = Source(ColourBackbone(), {}, "made up")
     return EvalData(source, datasets, banks, preparation, CPU, torch.float32)

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_toolkit.backbones.base import Features
@@ -31,6 +32,7 @@ def test_features_labels_and_masks_in_the_order_of_the_images() -> None:
     assert bank.labels.tolist() == dataset.targets
     assert torch.equal(bank.masks, torch.from_numpy(dataset.masks))
     assert bank.pooled.dtype == bank.maps.dtype == torch.float32
+    assert bank.stages is None
     assert len(bank) == 13
     assert dataset.reads == 13
 
@@ -40,6 +42,30 @@ def test_what_was_not_asked_for_is_not_kept() -> None:
     assert bank.maps is None
     assert bank.masks is None
     assert bank.labels is None
+
+
+class Pyramid(ColourBackbone):
+    """Two levels, and how often it ran."""
+
+    passes = 0
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        return [F.avg_pool2d(images, 2), F.avg_pool2d(images, 4)]
+
+    def forward_stages(self, images: Tensor) -> tuple[Features, list[Tensor]]:
+        self.passes += 1
+        return self(images), self.stages(images)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_stages_from_the_same_pass(precision: torch.dtype) -> None:
+    dataset, backbone = colour_blocks(13), Pyramid()
+    bank = extract(backbone, dataset, PREPARATION, device=CPU, precision=precision, maps=True, stages=True)
+    images = (torch.from_numpy(dataset.images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    assert [tuple(level.shape) for level in bank.stages] == [(13, 3, 8, 8), (13, 3, 4, 4)]
+    assert torch.allclose(bank.stages[0], F.avg_pool2d(images, 2), atol=1e-5)
+    assert torch.equal(bank.stages[1], bank.maps)
+    assert backbone.passes == 1 + 3  # one to see the shapes
 
 
 def test_features_can_train_a_head() -> None:

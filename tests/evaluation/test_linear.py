@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.evaluation import logistic as logistic_module
 from ssl_toolkit.evaluation.heads import (
+    FeatureNorm,
     Standardizer,
     batches,
     edge_note,
@@ -20,6 +23,8 @@ from ssl_toolkit.evaluation.heads import (
     threads_for,
 )
 from ssl_toolkit.evaluation.linear import Linear, LinearConfig, train_linear
+from ssl_toolkit.evaluation.logistic import LogisticLoss, logistic_path
+from ssl_toolkit.evaluation.subsets import LabelsConfig, labelled
 from ssl_toolkit.registry import typed
 from tests.evaluation.fakes import CPU, bank, eval_data, one_hot_data
 
@@ -168,6 +173,10 @@ def test_one_class_and_fewer_images_than_a_batch() -> None:
         ({"epochs": 0}, "epochs and batch_size"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"learning_rates": [1.0]}, "did you mean|valid"),
+        ({"solver": "lbfg"}, "unknown solver 'lbfg': did you mean 'lbfgs'"),
+        ({"cs": []}, "cs must"),
+        ({"max_iter": 0}, "max_iter"),
+        ({"labels": {"shot": 1}}, "did you mean 'shots'"),
     ],
 )
 def test_bad_options(options: dict, words: str) -> None:
@@ -185,3 +194,97 @@ def test_head_norm_false_leaves_features_as_they_are() -> None:
     }
     assert accuracy[True] > accuracy[False]
     assert np.isfinite(list(accuracy.values())).all()
+
+
+def logistic(features: torch.Tensor, labels: torch.Tensor, c: float) -> LogisticRegression:
+    """scikit-learn's, to its optimum in float64."""
+    return LogisticRegression(C=c, tol=1e-9, max_iter=10_000).fit(features.double().numpy(), labels.numpy())
+
+
+def test_lbfgs_is_scikit_learns_logistic_regression() -> None:
+    features, labels = problem(300)
+    cs = [1.0, 1e-4, 100.0, 0.01]  # in no order
+    fits = logistic_path(features, labels, 4, cs, max_iter=1000, tolerance=1e-5, device=CPU)
+    for c, fit in zip(cs, fits):
+        theirs = logistic(features, labels, c)
+        assert fit.converged
+        assert fit.weight.numpy() == pytest.approx(theirs.coef_, abs=1e-3)
+        bias = fit.bias - fit.bias.mean()  # neither is penalised: only differences count
+        assert bias.numpy() == pytest.approx(theirs.intercept_ - theirs.intercept_.mean(), abs=1e-3)
+
+
+def test_the_gradient_of_lbfgs_is_that_of_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = problem(50)
+    monkeypatch.setattr(logistic_module, "LOGITS", 4 * 7)  # chunks of 7 images
+    flat = torch.randn(4 * 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    value, gradient = LogisticLoss(features, labels, 4, CPU)(flat.numpy(), 0.3)
+    both = flat.view(4, 7).clone().requires_grad_()
+    logits = features.double() @ both[:, :-1].T + both[:, -1]
+    expected = F.cross_entropy(logits, labels) + both[:, :-1].square().sum() / (2 * 0.3 * 50)
+    expected.backward()
+    assert value == pytest.approx(expected.item(), rel=1e-6)
+    assert gradient == pytest.approx(both.grad.flatten().numpy(), rel=1e-4, abs=1e-6)
+
+
+def test_lbfgs_chooses_the_penalty_on_validation() -> None:
+    splits = [bank(*problem(80, seed)) for seed in range(3)]
+    options = LinearConfig(solver="lbfgs", cs=[1e-5, 0.1, 100.0], head_norm=True)
+    protocol = Linear(options)
+    outcome = protocol.run(eval_data(*splits, classes=4))
+    norm = Standardizer.fit(splits[0].pooled)
+    for row, c in zip(outcome.grid, options.cs):
+        theirs = logistic(norm(splits[0].pooled), splits[0].labels, c)
+        for split, key in ((1, "val_top1"), (2, "test_top1")):
+            features, labels = norm(splits[split].pooled).double().numpy(), splits[split].labels.numpy()
+            assert row[key] == pytest.approx(100 * theirs.score(features, labels), abs=1.3)  # one image
+    best = max(outcome.grid, key=lambda row: row["val_top1"])
+    assert outcome.selected == {"c": best["c"]}
+    assert outcome.metrics == {"top1": best["test_top1"]}
+    assert protocol.variant == "lbfgs"
+
+
+def test_lbfgs_finds_planted_answers_and_says_what_did_not_converge() -> None:
+    options = LinearConfig(solver="lbfgs", cs=[1e-3, 1.0, 1e3])
+    assert Linear(options).run(one_hot_data(400, 8, shuffled=False)).metrics == {"top1": 100.0, "top5": 100.0}
+    assert Linear(options).run(one_hot_data(400, 8, shuffled=True)).metrics["top1"] < 25
+    short = Linear(LinearConfig(solver="lbfgs", cs=[1.0, 1e5], max_iter=1)).run(one_hot_data(60, 3, shuffled=True))
+    assert "c 1, 100000: not converged after 1 iterations" in short.notes
+
+
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
+def test_a_part_of_the_labels_is_all_that_is_trained_on(solver: str) -> None:
+    data = one_hot_data(60, 3, shuffled=False)
+    options = LinearConfig(solver=solver, epochs=20, head_norm=False, labels=LabelsConfig(shots=2))
+    protocol = Linear(options)
+    rows = labelled(options.labels, data.datasets["train"]).rows
+    others = np.setdiff1d(np.arange(60), rows)
+    data.train.pooled[others] = torch.nan  # never looked at
+    outcome = protocol.run(data)
+    assert outcome.metrics == {"top1": 100.0}
+    assert outcome.details["labels"]["images"] == 6
+    assert outcome.details["labels"]["of"] == 60
+    assert protocol.variant == ("2shot" if solver == "sgd" else "lbfgs-2shot")
+
+
+def test_a_list_that_cannot_be_used_stops_before_any_work() -> None:
+    data = one_hot_data(60, 3, shuffled=False)
+    with pytest.raises(UserError, match="the images of arrays have no names"):
+        Linear(LinearConfig(labels=LabelsConfig(list="x.txt"))).check(data.source, data.datasets)
+
+
+def test_feature_norm_is_batchnorm_without_affine() -> None:
+    ours, theirs = FeatureNorm(5), nn.BatchNorm1d(5, affine=False)
+    for step in range(4):
+        x = torch.randn(9, 5, generator=torch.Generator().manual_seed(step)) * 3 + 1
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+    ours.eval()
+    theirs.eval()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.var, theirs.running_var)
+
+
+def test_a_part_of_a_batch_has_its_part_of_the_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(5, 3, 8, generator=generator), torch.arange(8) % 5
+    parts = [summed_loss(logits[..., part], target[part], scored=8) for part in (slice(0, 3), slice(3, 8))]
+    assert float(sum(parts)) == pytest.approx(float(summed_loss(logits, target)), rel=1e-6)

@@ -69,6 +69,27 @@ def test_iou_equals_sklearn_and_torchmetrics() -> None:
     assert metrics["pixel_accuracy"] == pytest.approx(100 * float(hits))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_iou_of_random_cases_with_void_and_absent_classes(seed: int) -> None:
+    """Classes of 9: some in neither, some only predicted, some only true."""
+    rng = np.random.default_rng(seed)
+    true, said = (rng.choice(9, rng.integers(1, 6), replace=False) for _ in range(2))
+    truth = torch.from_numpy(rng.choice([*true, 255], (3, 8, 8)).astype(np.uint8))
+    prediction = torch.from_numpy(rng.choice([*said], (3, 8, 8)))
+    matrix = confusion(prediction[None], truth, 9)[0]
+    scored = truth != 255
+    assert np.array_equal(matrix, confusion_matrix(truth[scored], prediction[scored], labels=range(9)))
+    occurring = np.union1d(truth[scored], prediction[scored])
+    oracle = MulticlassJaccardIndex(9, average=None, ignore_index=255)(prediction, truth.long()).numpy()
+    found = class_iou(matrix).numpy()
+    assert found[occurring] == pytest.approx(100 * oracle[occurring], abs=1e-4)
+    assert np.isnan(np.delete(found, occurring)).all()
+    metrics = segmentation_metrics(matrix)
+    assert metrics["miou"] == pytest.approx(100 * oracle[occurring].mean(), abs=1e-4)
+    macro = MulticlassJaccardIndex(9, average="macro", ignore_index=255)(prediction, truth.long())
+    assert metrics["miou"] == pytest.approx(100 * float(macro), abs=1e-4)  # it leaves out what never occurs, too
+
+
 def test_confusion_adds_up_over_batches() -> None:
     prediction, truth = random_masks(2)
     parts = sum(confusion(prediction[:, i : i + 1], truth[i : i + 1], 5) for i in range(4))

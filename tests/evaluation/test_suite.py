@@ -30,9 +30,11 @@ from ssl_toolkit.evaluation import (
     eval_config,
     evaluate,
     evaluate_on,
+    extraction,
     summary_table,
 )
 from ssl_toolkit.evaluation import suite as suite_module
+from ssl_toolkit.evaluation.extraction import Extraction
 from ssl_toolkit.reporting.masks import read_examples
 from ssl_toolkit.reporting.runs import read_result
 from tests.evaluation.fakes import ArrayDataset, ColourBackbone, colour_blocks
@@ -44,7 +46,7 @@ QUICK = EvalConfig(
     batch_size=16,
     knn=KnnConfig(ks=[1, 5], temperatures=[0.07]),
     linear=LinearConfig(lrs=[0.1, 1.0], epochs=20),
-    segmentation=SegmentationConfig(lrs=[0.03, 0.3], iterations=150),
+    segmentation=SegmentationConfig(features="last", lrs=[0.03, 0.3], iterations=150),
 )
 SPLITS = {"train": 48, "val": 24, "test": 24}
 
@@ -61,7 +63,9 @@ def colours(**changes: Any) -> Source:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list, dict[str, ArrayDataset]]:
     run = tmp_path_factory.mktemp("run")
     data = datasets()
-    return run, evaluate_on(ALL, colours(), data, QUICK, run / "results"), data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_TOOLKIT_CACHE", str(run / "cache"))  # no features from before
+        return run, evaluate_on(ALL, colours(), data, QUICK, run / "results"), data
 
 
 def test_colours_are_found_by_every_protocol(finished: tuple) -> None:
@@ -73,7 +77,8 @@ def test_colours_are_found_by_every_protocol(finished: tuple) -> None:
 def test_one_extraction_serves_all_protocols(finished: tuple) -> None:
     reads = {split: data.reads for split, data in finished[2].items()}
     examples = QUICK.segmentation.examples
-    assert reads == {"train": 48, "val": 24, "test": 24 + examples}
+    some = extraction.READ  # that tell one data set from another
+    assert reads == {"train": 48 + some, "val": 24 + some, "test": 24 + some + examples}
 
 
 def test_a_result_file_says_everything(finished: tuple) -> None:
@@ -120,7 +125,16 @@ def test_the_table_names_protocol_metric_choice_and_sizes(finished: tuple) -> No
     console = Console(width=200, record=True)
     console.print(summary_table(finished[1]))
     text = console.export_text()
-    for words in ("knn", "top-1 100.0", "mIoU", "foreground mIoU", "lr ", "k 1", "48 / 24 / 24 images", "colours on arrays"):
+    for words in (
+        "knn",
+        "top-1 100.0",
+        "mIoU",
+        "foreground mIoU",
+        "lr ",
+        "k 1",
+        "48 / 24 / 24 images",
+        "colours on arrays",
+    ):
         assert words in text
 
 
@@ -131,16 +145,16 @@ def test_nothing_is_written_without_a_folder(tmp_path: Path, monkeypatch: pytest
 
 
 def test_maps_are_extracted_only_if_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[bool, bool]] = []
-    original = suite_module.extract
+    asked: list[Mapping[str, frozenset[str]]] = []
+    original = Extraction.run
 
-    def spy(*args: Any, **kwargs: Any) -> Any:
-        asked.append((kwargs["maps"], kwargs["masks"]))
-        return original(*args, **kwargs)
+    def spy(self: Extraction, data: Any, wanted: Mapping[str, frozenset[str]]) -> Any:
+        asked.append(wanted)
+        return original(self, data, wanted)
 
-    monkeypatch.setattr(suite_module, "extract", spy)
+    monkeypatch.setattr(Extraction, "run", spy)
     evaluate_on(["knn"], colours(), datasets(), QUICK)
-    assert asked == [(False, False)] * 3
+    assert asked == [dict.fromkeys(SPLITS, frozenset({"pooled"}))]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +162,7 @@ def test_maps_are_extracted_only_if_needed(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (["lineer"], "unknown protocol 'lineer': did you mean 'linear'"),
         (["knn", "detect"], "unknown protocol 'detect'"),
-        ([], "no protocol given: choose from knn, linear, segmentation"),
+        ([], "no protocol given: choose from .*knn, linear, .*segmentation"),
     ],
 )
 def test_unknown_protocols_stop_before_data_is_made(

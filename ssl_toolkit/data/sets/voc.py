@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,7 +20,8 @@ from ssl_toolkit.errors import UserError, nearest
 
 YEARS = ("2007", "2012")
 TASKS = ("segmentation", "detection")
-TRAIN_LISTS = ("train", "trainval")
+BOTH_YEARS = "trainval07+12"
+TRAIN_LISTS = ("train", "trainval", BOTH_YEARS)
 
 CLASSES = (
     "aeroplane",
@@ -53,7 +56,8 @@ class VocConfig(DownloadConfig):
         task: ``segmentation`` (the images with masks) or ``detection`` (all images, with boxes).
         aug: train on the 10,582 images of ``trainaug.txt`` and ``SegmentationClassAug`` (SBD's masks; Hariharan et al.
             2011), for the segmentation of 2012.
-        train_list: ``train``, or for 2007 ``trainval``, which leaves the test images for both val and test.
+        train_list: ``train``, or for 2007 ``trainval``, which leaves the test images for both val and test, or
+            ``trainval07+12``, which trains on those of 2012 too (detection).
     """
 
     year: str = "2012"
@@ -68,10 +72,12 @@ class VocConfig(DownloadConfig):
                 raise ValueError(f"unknown {key} {getattr(self, key)!r}: {nearest(getattr(self, key), valid)}")
         if self.aug and (self.year, self.task, self.train_list) != ("2012", "segmentation", "train"):
             raise ValueError("aug is for year=2012 task=segmentation train_list=train")
-        if self.train_list == "trainval" and self.year != "2007":
+        if self.train_list != "train" and self.year != "2007":
             raise ValueError(
-                "train_list=trainval is for year=2007: the labels of the test images of 2012 are not public"
+                f"train_list={self.train_list} is for year=2007: the labels of the test images of 2012 are not public"
             )
+        if self.train_list == BOTH_YEARS and self.task != "detection":
+            raise ValueError(f"train_list={BOTH_YEARS} is for task=detection")
 
 
 @DATASETS.register("voc", VocConfig)
@@ -79,7 +85,8 @@ class Voc(FileDataset):
     """PASCAL VOC, with masks or boxes as ``task`` says; an image has several classes, so there is no label.
 
     Splits: train and val are the publisher's (segmentation 2012: 1,464 and 1,449; detection 2012: 5,717 and 5,823).
-    test is the publisher's for 2007 where it is unpacked, else val. With ``train_list=trainval`` test is also val.
+    test is the publisher's for 2007 where it is unpacked, else val. With ``train_list=trainval`` test is also val;
+    ``trainval07+12`` has 16,551 images to train on.
 
     Raises:
         UserError: a list or folder is missing, or train and val share images.
@@ -96,6 +103,8 @@ class Voc(FileDataset):
             raise UserError(f"{self._list('train')} and {self._list('val')} share {len(shared)} images ({min(shared)})")
         files = [f"{name}.jpg" for name in names]
         check_present(self.root / "JPEGImages", files, self._list(split))
+        if split == "train" and config.train_list == BOTH_YEARS:
+            files += self._files_of_2012()
         super().__init__(self.root / "JPEGImages", files)
         self._masks = self.root / ("SegmentationClassAug" if config.aug and split == "train" else "SegmentationClass")
         if config.task == "segmentation":
@@ -111,9 +120,10 @@ class Voc(FileDataset):
         """The file that lists the images of ``split``."""
         folder = self.root / "ImageSets" / ("Segmentation" if self.config.task == "segmentation" else "Main")
         if split == "train":
-            return folder / ("trainaug.txt" if self.config.aug else f"{self.config.train_list}.txt")
+            name = "trainval" if self.config.train_list == BOTH_YEARS else self.config.train_list
+            return folder / ("trainaug.txt" if self.config.aug else f"{name}.txt")
         test = folder / "test.txt"
-        if self.config.train_list == "trainval":
+        if self.config.train_list != "train":
             return test
         return test if split == "test" and self.config.year == "2007" and test.is_file() else folder / "val.txt"
 
@@ -127,6 +137,20 @@ class Voc(FileDataset):
         if not names:
             raise UserError(f"{path} lists no images: unpack it again")
         return names
+
+    def _files_of_2012(self) -> list[str]:
+        """The images of 2012's trainval, as paths below those of 2007."""
+        root = None if self.config.root is None else Path(self.config.root).expanduser()
+        beside = root.parent if root is not None and root.name == "VOC2007" else root
+        place = None if beside is None else str(beside)
+        other = find_root(dataclasses.replace(self.config, year="2012", train_list="train", root=place))
+        path = other / "ImageSets" / "Main" / "trainval.txt"
+        if not path.is_file():
+            raise UserError(f"no list {path}: unpack the data set again")
+        files = [f"{line.split()[0]}.jpg" for line in read_lines(path) if line.strip()]
+        check_present(other / "JPEGImages", files, path)
+        below = os.path.relpath(other / "JPEGImages", self.root / "JPEGImages").replace(os.sep, "/")
+        return [f"{below}/{name}" for name in files]
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         """Pixel classes, ``(H, W)`` uint8: 0 background, 1 to 20, 255 at the edges of objects.
@@ -148,7 +172,8 @@ class Voc(FileDataset):
         """
         if self.object_classes is None:
             raise NotImplementedError("data.task is not detection")
-        return read_objects(self.root / "Annotations" / f"{self.path(index).stem}.xml")
+        image = self.path(index)
+        return read_objects(image.parent.parent / "Annotations" / f"{image.stem}.xml")
 
 
 def find_root(config: VocConfig) -> Path:

@@ -95,6 +95,23 @@ def test_the_test_images_of_2007(tmp_path):
     fails("no list", tmp_path, "val", year="2007", train_list="trainval")
 
 
+@pytest.mark.parametrize("place", ["", "VOCdevkit", "VOCdevkit/VOC2007"])
+def test_both_years_to_train_on(tmp_path, place):
+    for year in ("2007", "2012"):
+        tree(tmp_path / "VOCdevkit", year)
+    options = {"year": "2007", "task": "detection", "train_list": "trainval07+12"}
+    train, val, test = (voc(tmp_path / place, split, **options) for split in ("train", "val", "test"))
+    assert sorted(names(train)) == sorted(f"{y}_{p}{i}" for y in ("2007", "2012") for p in ("train", "val")
+                                          for i in range(PARTS[p]))  # fmt: skip
+    assert names(val) == names(test) == [f"2007_test{i}" for i in range(4)]
+    assert all(train.image(i).shape == (6, 8, 3) and len(train.objects(i).labels) == 2 for i in range(len(train)))
+    path = tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "2012_val0.xml"
+    path.write_text(path.read_text().replace("aeroplane", "tvmonitor"))
+    assert train.objects(names(train).index("2012_val0")).labels.tolist() == [14, 19]
+    (tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main" / "trainval.txt").unlink()
+    fails("no list", tmp_path / place, **options)
+
+
 def test_masks(tmp_path):
     masks = tree(tmp_path)
     data = voc(tmp_path)
@@ -210,6 +227,8 @@ def test_what_is_missing(devkit, tmp_path):
         ({"task": "detect"}, "did you mean 'detection'"),
         ({"train_list": "all"}, "unknown train_list"),
         ({"train_list": "trainval"}, "year=2007"),
+        ({"train_list": "trainval07+12"}, "year=2007"),
+        ({"train_list": "trainval07+12", "year": "2007"}, "task=detection"),
         ({"aug": True, "task": "detection"}, "aug is for"),
         ({"mean": [0.5], "std": [0.5]}, "channels"),
     ],

@@ -1,4 +1,4 @@
-"""Linear segmentation against a 1x1 convolution with `interpolate`, trained alone at full resolution."""
+"""Segmentation on cached features against a 1x1 convolution with `interpolate`, trained alone at full resolution."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.evaluation import FeatureBank, SegmentationConfig
+from ssl_toolkit.evaluation import FeatureBank, SegmentationConfig, Source
 from ssl_toolkit.evaluation.features import VOID
 from ssl_toolkit.evaluation.heads import Heads, Standardizer, batches
-from ssl_toolkit.evaluation.segmentation import (
-    Segmentation,
+from ssl_toolkit.evaluation.protocol import MAPS, STAGES
+from ssl_toolkit.evaluation.segmentation import Segmentation
+from ssl_toolkit.evaluation.segmentation.cached import (
+    MaskedMaps,
     evaluate_segmentation,
-    interpolation,
-    pixel_logits,
     pixel_loss,
     predict,
     train_segmentation,
 )
+from ssl_toolkit.evaluation.segmentation.pixels import cell_logits, interpolation, pixel_logits
 from ssl_toolkit.progress import progress_bar
 from ssl_toolkit.registry import typed
-from tests.evaluation.fakes import CPU, eval_data
+from tests.evaluation.fakes import CPU, ColourBackbone, eval_data
 
 
 def problem(count: int = 12, seed: int = 0, height: int = 3, width: int = 4, scale: int = 4) -> FeatureBank:
@@ -35,8 +36,12 @@ def problem(count: int = 12, seed: int = 0, height: int = 3, width: int = 4, sca
     return FeatureBank(maps.mean((2, 3)), maps, None, masks)
 
 
-def random_heads(count: int = 2, seed: int = 0) -> Heads:
-    heads = Heads(count, 5, 3)
+def last(bank: FeatureBank) -> MaskedMaps:
+    return MaskedMaps.of(bank, "last")
+
+
+def random_heads(count: int = 2, seed: int = 0, features: int = 5) -> Heads:
+    heads = Heads(count, features, 3)
     generator = torch.Generator().manual_seed(seed)
     for parameter in heads.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
@@ -59,10 +64,58 @@ def test_interpolation_weights_in_closed_form() -> None:
 @pytest.mark.parametrize("size", [(12, 16), (7, 30), (3, 4)])
 def test_pixel_logits_equal_convolution_and_interpolation(size: tuple[int, int]) -> None:
     heads, maps = random_heads(), problem().maps
-    got = pixel_logits(heads, maps, interpolation(3, size[0])[1::2], interpolation(4, size[1])[::3])
+    got = pixel_logits(heads, [maps], interpolation(3, size[0])[1::2], interpolation(4, size[1])[::3])
     for head in range(2):
         expected = reference(heads, head, maps, size)[:, :, 1::2, ::3]
         assert torch.allclose(got[:, head].transpose(0, 1), expected, atol=1e-5)
+
+
+def pyramid(count: int = 12, seed: int = 0) -> FeatureBank:
+    """Stages at 8x8, 4x4, 4x4 and 2x2 whose sum of upsampled maps decides the mask, so that no stage alone does."""
+    generator = torch.Generator().manual_seed(seed)
+    stages = tuple(
+        torch.randn(count, channels, side, side, generator=generator)
+        for channels, side in ((3, 8), (4, 4), (3, 4), (5, 2))
+    )
+    total = sum(F.interpolate(stage[:, :3], size=(8, 8), mode="bilinear") for stage in stages)
+    masks = total.argmax(1).to(torch.uint8)
+    return FeatureBank(stages[-1].mean((2, 3)), None, None, masks, stages)
+
+
+def test_stages_are_joined_as_if_they_were_concatenated() -> None:
+    stages, heads = pyramid().stages, random_heads(features=15)
+    joined = torch.cat([F.interpolate(stage, size=(8, 8), mode="bilinear") for stage in stages], 1)
+    got = cell_logits(heads, stages)
+    pixels = pixel_logits(heads, stages, interpolation(8, 20), interpolation(8, 16))
+    for head in range(2):
+        assert torch.allclose(got[:, head].transpose(0, 1), reference(heads, head, joined, (8, 8)), atol=1e-5)
+        assert torch.allclose(pixels[:, head].transpose(0, 1), reference(heads, head, joined, (20, 16)), atol=1e-5)
+
+
+def test_stages_see_what_the_last_map_does_not() -> None:
+    bank = pyramid(60)
+    whole = FeatureBank(bank.pooled, bank.stages[-1], None, bank.masks, bank.stages)
+    options = {"lrs": [0.03, 0.1], "iterations": 200, "pixel_stride": 2}
+    scores = {}
+    for features in ("last", "stages", "auto"):
+        protocol = Segmentation(SegmentationConfig(features=features, **options))
+        scores[features] = protocol.run(eval_data(whole, whole, whole, 3, pixels=8)).metrics["miou"]
+        assert protocol.options.features == ("last" if features == "auto" else features)  # a backbone with BatchNorm
+    assert scores["stages"] > 90
+    assert scores["last"] < 60
+    assert scores["auto"] == scores["last"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "features", "read"),
+    [("batch", "auto", MAPS), ("layer", "auto", STAGES), ("layer", "last", MAPS), ("batch", "stages", STAGES)],
+)
+def test_which_features_are_read(norm: str, features: str, read: str) -> None:
+    backbone = ColourBackbone()
+    backbone.norm = norm
+    reads = Segmentation(SegmentationConfig(features=features)).reads(Source(backbone, {}, "made up"))
+    assert set(reads) == {"train", "val", "test"}
+    assert all(parts & {MAPS, STAGES} == {read} for parts in reads.values())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -72,7 +125,7 @@ def test_heads_equal_a_convolution_trained_alone_on_all_pixels(optimizer: str) -
         lrs=lrs, optimizer=optimizer, iterations=steps, batch_size=5, weight_decay=0.05, pixel_stride=1, seed=2
     )
     norm = Standardizer.fit(bank.maps)
-    heads = train_segmentation(bank, 3, options, norm, CPU)
+    heads = train_segmentation(last(bank), 3, options, [norm], CPU)
     for i, lr in enumerate(lrs):
         layer = nn.Conv2d(5, 3, 1)
         nn.init.zeros_(layer.weight)
@@ -103,7 +156,7 @@ def test_every_pixel_counts_alike_under_a_stride() -> None:
     def gradient(stride: int, y: int, x: int) -> torch.Tensor:
         heads = random_heads()
         every = slice(y, None, stride), slice(x, None, stride)
-        pixel_loss(heads, bank.maps, masks, rows, columns, every).backward()
+        pixel_loss(heads, [bank.maps], masks, rows, columns, every).backward()
         return heads.weights[0].grad
 
     full = random_heads()
@@ -118,9 +171,9 @@ def test_a_head_does_not_depend_on_its_neighbours_even_if_they_diverge() -> None
     bank = problem()
     norm = Standardizer.fit(bank.maps)
     common = {"iterations": 30, "batch_size": 4, "optimizer": "sgd"}
-    alone = train_segmentation(bank, 3, SegmentationConfig(lrs=[0.1], **common), norm, CPU)
+    alone = train_segmentation(last(bank), 3, SegmentationConfig(lrs=[0.1], **common), [norm], CPU)
     beside = SegmentationConfig(lrs=[1e38, 0.01, 0.1], **common)
-    together = train_segmentation(bank, 3, beside, norm, CPU)
+    together = train_segmentation(last(bank), 3, beside, [norm], CPU)
     assert torch.allclose(alone.weights[0], together.weights[2], atol=1e-6)
     assert together.diverged() == [True, False, False]
     outcome = Segmentation(beside).run(eval_data(bank, bank, bank, 3, pixels=12))
@@ -133,7 +186,7 @@ def test_metrics_are_over_all_pixels_at_mask_resolution() -> None:
     bank, heads = problem(), random_heads()
     norm = Standardizer.fit(bank.maps, enabled=False)
     with progress_bar("test", len(bank)) as bar:
-        got = evaluate_segmentation(heads, bank, 3, norm, CPU, bar)
+        got = evaluate_segmentation(heads, last(bank), 3, [norm], CPU, bar)
     for head in range(2):
         prediction = reference(heads, head, bank.maps, (12, 16)).argmax(1)
         counts = torch.zeros(3, 3, dtype=torch.int64)
@@ -142,7 +195,7 @@ def test_metrics_are_over_all_pixels_at_mask_resolution() -> None:
                 counts[truth, predicted] += 1
         assert torch.equal(got[head], counts)
     assert torch.equal(
-        predict(heads, bank.maps, norm, interpolation(3, 12), interpolation(4, 16))[1],
+        predict(heads, [bank.maps], [norm], interpolation(3, 12), interpolation(4, 16))[1],
         reference(heads, 1, bank.maps, (12, 16)).argmax(1),
     )
 
@@ -204,6 +257,7 @@ def test_examples_are_spread_over_the_test_split() -> None:
     ("options", "words"),
     [
         ({"optimizer": "adam"}, "did you mean 'adamw'"),
+        ({"features": "stage"}, "did you mean 'stages'"),
         ({"iterations": 0}, "iterations, batch_size and pixel_stride"),
         ({"examples": -1}, "examples"),
         ({"lrs": [0.0]}, "lrs must"),
