@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ssl_toolkit.cli import main
+from ssl_toolkit.eval_commands import eval_data_config
 from tests.bench.helpers import TINY
 from tests.test_cli import write_photos
 
@@ -18,8 +19,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 SMALL_TRAINING = ["trainer.steps=2", "trainer.batch_size=8", "trainer.workers=0", "trainer.precision=fp32"]
 SMALL_SCENES = ["data.train_size=64", "data.val_size=32", "data.test_size=32"]
-IMAGENET = "data.root=/data/imagenet"
-SMALL_EVAL = ["linear.epochs=1", "segmentation.iterations=2", "precision=fp32"]
+ELSEWHERE = "data.root=/data/"
+SMALL_EVAL = [
+    "linear.epochs=1", "linear.max_iter=5", "linear.cs=[1.0]", "segmentation.iterations=2", "precision=fp32",
+    "linear_augmented.epochs=1", "finetune.epochs=1", "finetune.lrs=[0.1]", "finetune.batch_size=8",
+    "segmentation_augmented.iterations=2", "segmentation_augmented.batch_size=4",
+    "detection.iterations=2", "detection.batch_size=4", "detection_finetune.iterations=2",
+    "detection_finetune.batch_size=2", "detection_finetune.milestones=[1]", "detection_finetune.warmup=1",
+    "matching.images=8", "spectrum.images=8", "clustering.seeds=[0]", "clustering.iterations=5",
+]  # fmt: skip
 
 
 DOCS = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
@@ -30,7 +38,7 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 
 def commands(text: str = README) -> list[list[str]]:
-    lines = [line for block in blocks("sh", text) for line in block.splitlines()]
+    lines = [line for block in blocks("sh", text) for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -39,7 +47,14 @@ def shrunk(argv: list[str]) -> list[str]:
     if argv[0] == "bench":
         return argv + TINY[argv[1]]
     if argv[0] == "eval":
-        return argv + SMALL_EVAL + (["data.eval_resize=32", "data.eval_size=32"] if "run=runs/mine" in argv else [])
+        small = SMALL_EVAL + (["data.eval_resize=32", "data.eval_size=32"] if "run=runs/mine" in argv else [])
+        return argv + small + (SMALL_SCENES if "backbone=tiny_resnet" in argv else [])
+    if argv[0] == "reproduce":
+        scenes = [*SMALL_SCENES, *SMALL_TRAINING]
+        return ["reproduce", "table11", "seeds=[0]", "parallel=1", *[a for a in argv[2:] if "=" not in a], *scenes]
+    if argv[0] == "picture":
+        small = ["perplexity=5", "count=20"] if argv[1] == "map" else ["count=2"]
+        return [word for word in argv if not word.startswith("count=")] + small
     if argv[0] == "export":
         return [word for word in argv if word not in ("--checkpoint", "epoch-0005")]  # of an epoch that is not reached
     if "launcher=slurm" in argv:  # prints a script
@@ -70,9 +85,11 @@ def test_commands_and_python_run_in_order(
         resumed = [word.removeprefix("run=") for word in argv if word.startswith("run=")]
         if argv[0] == "pretrain" and resumed:
             (tmp_path / resumed[0] / "backbone.safetensors").unlink()  # as if it had been stopped
-        if IMAGENET in argv:  # there is none here; the recipes' own tests assemble them all
+        if any(word.startswith("zoo=") for word in argv):  # would be downloaded
+            eval_data_config(argv[2:])
+        elif any(word.startswith(ELSEWHERE) for word in argv):  # not here; the recipes' own tests assemble them all
             assert main(argv) == 2, argv
-            assert "/data/imagenet" in capsys.readouterr().err
+            assert "/data/" in capsys.readouterr().err
         else:
             assert main(shrunk(argv)) == 0, argv
     (block,) = blocks("python")
