@@ -20,7 +20,7 @@ SUFFIX = "-examples.npz"
 SHOWN_SCORE = 0.3
 """Of a predicted box from which it is drawn; where none of an image reaches it, its best one is."""
 
-TRUE, PREDICTED = "#ffffff", OKABE_ITO[1]
+TRUE, PREDICTED = "#ffffff", OKABE_ITO[4]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +97,9 @@ def box_figure(examples: BoxExamples, columns: range) -> Figure:
 
 def _draw(axes: Axes, box: NDArray[np.float32], colour: str, style: str, text: str) -> None:
     x0, y0, x1, y1 = map(float, box)
-    halo = [withStroke(linewidth=3, foreground="black")]
-    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, ls=style, lw=1.5, path_effects=halo))
+    halo = [withStroke(linewidth=2.4, foreground="black")]
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, ls=style, lw=1.3, path_effects=halo))
     axes.text(
-        x0, y0, shorten(text, 18), color=colour, size=7, va="bottom", clip_on=True,
+        x0 + 1, y0 + 1, shorten(text, 18), color=colour, size=7, va="top", clip_on=True,
         path_effects=[withStroke(linewidth=2, foreground="black")],
     )  # fmt: skip

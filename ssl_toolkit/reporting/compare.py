@@ -216,9 +216,28 @@ def _columns(runs: Sequence[RunFolder]) -> list[Metric]:
     ]
 
 
+NAMES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "miou": "mIoU",
+    "foreground_miou": "foreground mIoU",
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "auc": "AUC",
+    "rankme": "RankMe",
+    "image_nmi": "image NMI",
+}
+
+
+def metric_name(name: str) -> str:
+    """What a metric is called beside its protocol."""
+    return NAMES.get(name, name.replace("_", " "))
+
+
 def metric_title(protocol: str, name: str) -> str:
     """What a metric is called in tables."""
-    spelled = f"{protocol} {name}".replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
+    spelled = f"{protocol.replace('_', ' ')} {metric_name(name)}"
     main = MAIN_METRICS.get((plain(protocol), name))
     return spelled if main is None else main + protocol.removeprefix(plain(protocol))
 

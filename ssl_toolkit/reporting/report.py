@@ -20,7 +20,7 @@ from ssl_toolkit.files import write_text
 from ssl_toolkit.progress import track
 from ssl_toolkit.reporting import matches, plots
 from ssl_toolkit.reporting.boxes import BoxExamples, box_figure, read_boxes
-from ssl_toolkit.reporting.compare import Comparison, compare, flatten, metric_title, show_options
+from ssl_toolkit.reporting.compare import Comparison, compare, flatten, metric_name, show_options
 from ssl_toolkit.reporting.masks import VOID, SegmentationExamples, read_examples
 from ssl_toolkit.reporting.runs import Result, RunFolder, name_of
 
@@ -143,7 +143,7 @@ def _write(page: Page, path: Path) -> Path:
     for picture in track(pictures, "report", len(pictures), "figures"):
         picture.uri = plots.data_uri(picture.draw())
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(facts=facts, metric_title=metric_title, options=show_options, flatten=flatten)
+    environment.globals.update(facts=facts, metric_name=metric_name, options=show_options, flatten=flatten)
     environment.globals.update(number=_number, chip=_chip, dashes=_dashes)
     environment.globals.update(grid_columns=_grid_columns, environment_keys=_environment_keys)
     source = resources.files("ssl_toolkit.reporting").joinpath("report.html").read_text(encoding="utf-8")
@@ -169,7 +169,9 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
 
 
 def _number(value: float, digits: int = 1) -> str:
-    return "" if math.isnan(value) else f"{value:.{digits}f}"
+    if math.isnan(value):
+        return ""
+    return f"{value:.3f}" if 0 < abs(value) < 0.1 else f"{value:.{digits}f}"
 
 
 def _chip(index: int) -> str:
