@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -33,14 +32,7 @@ from ssl_toolkit.evaluation.match_counts import (
 from ssl_toolkit.evaluation.protocol import MAPS, PROTOCOLS, EvalData, Outcome, Protocol
 from ssl_toolkit.evaluation.source import Source
 from ssl_toolkit.evaluation.view_pairs import PairViews, pair_batches, pair_features, spread, units
-from ssl_toolkit.matching import (
-    Nearest,
-    cell_axes,
-    nearest_features,
-    nearest_locations,
-    squared_distances,
-    top_gamma,
-)
+from ssl_toolkit.matching import cell_axes, match_tables
 from ssl_toolkit.processes import agree
 from ssl_toolkit.progress import progress_bar
 from ssl_toolkit.views import ViewBatch
@@ -290,17 +282,6 @@ def match_arrays(batch: ViewBatch, maps: Sequence[Tensor], distance: str) -> dic
     for name, view in zip("ab", batch.views):
         arrays[f"view_{name}"] = as_rgb(view.image.permute(0, 2, 3, 1).numpy())
         arrays[f"box_{name}"], arrays[f"flip_{name}"] = view.box.numpy(), view.flip.numpy()
-    found = {
-        "location": nearest_locations(axes[0], axes[1]),
-        "feature": nearest_features(squared_distances(vectors[0], vectors[1])),
-    }
-    for name, nearest in found.items():
-        arrays[name], arrays[f"{name}_distance"] = nearest.key.numpy(), nearest.distance.float().numpy()
-        arrays[f"{name}_kept"] = _kept(nearest)
+    for name, table in match_tables(axes[0], axes[1], (vectors[0], vectors[1]), KEPT).items():
+        arrays[name], arrays[f"{name}_distance"], arrays[f"{name}_kept"] = (values.numpy() for values in table)
     return arrays
-
-
-def _kept(nearest: Nearest) -> NDArray[np.bool_]:
-    chosen = top_gamma(nearest, min(KEPT, nearest.key.shape[1])).query
-    mask: NDArray[np.bool_] = torch.zeros_like(nearest.key, dtype=torch.bool).scatter_(1, chosen, True).numpy()
-    return mask

@@ -12,13 +12,16 @@ from ssl_toolkit.matching.neighbours import (
     within,
 )
 from ssl_toolkit.matching.statistics import match_statistics
+from ssl_toolkit.matching.tables import MatchTable, match_tables
 
 __all__ = [
     "CellAxes",
+    "MatchTable",
     "Matches",
     "Nearest",
     "cell_axes",
     "match_statistics",
+    "match_tables",
     "nearest_features",
     "nearest_locations",
     "pixel_distances",

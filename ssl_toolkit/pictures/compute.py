@@ -16,15 +16,8 @@ from ssl_toolkit.data.base import DataConfig, Image, LabelledImages
 from ssl_toolkit.data.transforms import Normalize, as_rgb, eval_batch
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation.features import evaluating
-from ssl_toolkit.matching import (
-    Nearest,
-    cell_axes,
-    nearest_features,
-    nearest_locations,
-    squared_distances,
-    top_gamma,
-)
-from ssl_toolkit.reporting.matches import Kind, Matches, MatchExample
+from ssl_toolkit.matching import MatchTable, cell_axes, match_tables
+from ssl_toolkit.reporting.matches import KINDS, Matches, MatchExample
 from ssl_toolkit.views import ViewBatch, ViewDataset, ViewGroup, ViewsConfig
 
 CLIP = (1.0, 99.0)
@@ -202,12 +195,7 @@ def match_examples(
     height, width = maps[0].shape[2:]
     axes = [cell_axes(view.box, height, width, view.flip) for view in batch.views]
     vectors = [m.flatten(2).transpose(1, 2) for m in maps]
-    gamma = min(gamma, height * width)
-    found: dict[Kind, Nearest] = {
-        "location": nearest_locations(axes[0], axes[1]),
-        "feature": nearest_features(squared_distances(vectors[0], vectors[1])),
-    }
-    kept = {kind: top_gamma(nearest, gamma).query for kind, nearest in found.items()}
+    tables = match_tables(axes[0], axes[1], (vectors[0], vectors[1]), gamma)
     shown = [as_rgb(view.image.permute(0, 2, 3, 1).numpy()) for view in batch.views]
     return [
         MatchExample(
@@ -216,13 +204,12 @@ def match_examples(
             boxes=np.stack([view.box[i].double().numpy() for view in batch.views]),
             flips=np.array([bool(view.flip[i]) for view in batch.views]),
             grid=(height, width),
-            matches={kind: _matches(nearest, kept[kind], i) for kind, nearest in found.items()},
+            matches={kind: _matches(tables[kind], i) for kind in KINDS},
         )
         for i in range(len(images))
     ]
 
 
-def _matches(nearest: Nearest, kept: Tensor, image: int) -> Matches:
-    mask = torch.zeros(nearest.key.shape[1], dtype=torch.bool)
-    mask[kept[image]] = True
-    return Matches(nearest.key[image].numpy(), nearest.distance[image].double().numpy(), mask.numpy())
+def _matches(table: MatchTable, image: int) -> Matches:
+    key, distance, kept = (values[image].numpy() for values in table)
+    return Matches(key, distance.astype(np.float64), kept)

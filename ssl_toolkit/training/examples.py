@@ -11,14 +11,7 @@ from ssl_toolkit.data.base import ImageDataset
 from ssl_toolkit.data.transforms import Normalize, as_rgb
 from ssl_toolkit.evaluation.features import evaluating
 from ssl_toolkit.files import atomic_path
-from ssl_toolkit.matching import (
-    Nearest,
-    cell_axes,
-    nearest_features,
-    nearest_locations,
-    squared_distances,
-    top_gamma,
-)
+from ssl_toolkit.matching import cell_axes, match_tables
 from ssl_toolkit.methods.base import Method
 from ssl_toolkit.views import EpochBatches, ViewBatch, ViewDataset, ViewsConfig
 from ssl_toolkit.views.sheet import save_sheet
@@ -40,11 +33,6 @@ def save_view_examples(
         raise batch
     images = [dataset.image(index) for index in batch.index.tolist()]
     save_sheet(path, images, batch, header=[group.describe(dataset.in_channels) for group in views.groups])
-
-
-def _dense(nearest: Nearest, gamma: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    mask = torch.zeros_like(nearest.key, dtype=torch.bool).scatter_(1, top_gamma(nearest, gamma).query, True)
-    return nearest.key.numpy(), nearest.distance.float().numpy(), mask.numpy()
 
 
 @torch.no_grad()
@@ -84,9 +72,7 @@ def save_match_examples(
         vectors = [method.local_vectors(m).float().cpu() for m in maps]
     height, width = maps[0].shape[2:]
     axes = [cell_axes(view.box, m.shape[2], m.shape[3], view.flip) for view, m in zip((a, b), maps)]
-    gamma = min(gamma, height * width)
-    location = _dense(nearest_locations(axes[0], axes[1]), gamma)
-    feature = _dense(nearest_features(squared_distances(vectors[0], vectors[1])), gamma)
+    tables = match_tables(axes[0], axes[1], (vectors[0], vectors[1]), gamma)
     arrays: dict[str, np.ndarray] = {
         f"seed_{i}": as_rgb(dataset.image(index)) for i, index in enumerate(batch.index.tolist())
     }
@@ -95,7 +81,7 @@ def save_match_examples(
         arrays[f"box_{name}"] = view.box.numpy()
         arrays[f"flip_{name}"] = view.flip.numpy()
     arrays["grid"] = np.array([height, width])
-    for name, values in (("location", location), ("feature", feature)):
-        arrays[name], arrays[f"{name}_distance"], arrays[f"{name}_kept"] = values
+    for name, table in tables.items():
+        arrays[name], arrays[f"{name}_distance"], arrays[f"{name}_kept"] = (values.numpy() for values in table)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
