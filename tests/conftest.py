@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -18,3 +19,5 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("SSL_TOOLKIT_CACHE", str(cache))
     os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
     torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so in jobs that a shell runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)

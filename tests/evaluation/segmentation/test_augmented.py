@@ -219,15 +219,15 @@ def heeding() -> Any:
 def test_what_is_stopped_goes_on(split: str, at: int, tmp_path: Path, heeding: None) -> None:
     options = {"backbone": "finetune", "lrs": [0.05, 0.02]}
     whole = run(data_of(blocks(), PixelBackbone(norm=True)), **options)
-    data = data_of(blocks(), PixelBackbone(norm=True), tmp_path)
+    data = data_of(blocks(), PixelBackbone(norm=True), tmp_path / "kept")
     stopping = {**data.datasets, split: Stopping(data.datasets[split], at)}
     with pytest.raises(KeyboardInterrupt):
         run(dataclasses.replace(data, datasets=stopping), **options)
-    kept = sorted(path.name for path in tmp_path.iterdir())
+    kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
     assert kept
     again = run(data, **options)
     assert same(whole, again)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "kept").exists()
     reads = data.datasets["train"].reads
     assert reads <= 2 * 6 * 12  # two runs of 12 steps of 6 images, none of them again
 
