@@ -67,10 +67,15 @@ class Bar:
         """Units a second since the bar was made."""
         return (self.done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
 
+    def _speed(self) -> str:
+        if 0 < self.rate < 1:
+            return f"{1 / self.rate:,.0f} s each"
+        return f"{self.rate:,.0f} {self.unit}/s"
+
     def status(self) -> str:
         """``"412 images/s, 0:31 left, loss 12.3"``."""
         left = (self.total - self.done) / self.rate if self.rate > 0 else 0.0
-        parts = [f"{self.rate:,.0f} {self.unit}/s", f"{_clock(left)} left"]
+        parts = [self._speed(), f"{_clock(left)} left"]
         return ", ".join([*parts, self.note] if self.note else parts)
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
@@ -94,7 +99,7 @@ class Bar:
         if self._live is not None:
             self._live.stop()
         elif self.done > self._start_done:
-            self.log(f"{self.title}: {self.done}/{self.total} in {_clock(seconds)} ({self.rate:,.0f} {self.unit}/s)")
+            self.log(f"{self.title}: {self.done}/{self.total} in {_clock(seconds)} ({self._speed()})")
 
 
 @contextmanager

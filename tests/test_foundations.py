@@ -116,6 +116,16 @@ def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines) == 5
 
 
+def test_slow_things_are_told_by_the_time_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with progress.progress_bar("runs", 3, "runs", console=Console(file=out, width=200)) as bar:
+        now[0] = 180.0
+        bar.advance()
+    assert out.getvalue().splitlines() == ["runs: 1/3, 180 s each, 6:00 left", "runs: 1/3 in 3:00 (180 s each)"]
+
+
 def test_progress_on_a_terminal_draws_a_bar() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120)
