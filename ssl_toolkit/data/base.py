@@ -68,6 +68,7 @@ class ImageDataset(ABC):
         classes: names of the image classes, or None where there are no labels.
         mask_classes: names of the pixel classes, background first if there is one, or None where there are no masks.
         object_classes: names of the classes of objects, or None where there are no boxes.
+        has_instance_masks: whether each object has a mask.
         in_channels: channels of every image.
     """
 
@@ -77,6 +78,7 @@ class ImageDataset(ABC):
     classes: tuple[str, ...] | None = None
     mask_classes: tuple[str, ...] | None = None
     object_classes: tuple[str, ...] | None = None
+    has_instance_masks: bool = False
     in_channels: int = 3
 
     @abstractmethod
@@ -104,6 +106,10 @@ class ImageDataset(ABC):
 
     def objects(self, index: int) -> Objects:
         """The objects in image ``index``; only where ``object_classes`` is not None."""
+        raise NotImplementedError
+
+    def instance_masks(self, index: int) -> NDArray[np.bool_]:
+        """The pixels of each object of ``objects(index)``, ``(n, H, W)``; only where ``has_instance_masks``."""
         raise NotImplementedError
 
     def labels(self) -> NDArray[np.int64]:

@@ -32,6 +32,7 @@ MAIN_METRICS = {
     ("segmentation_augmented", "miou"): "mIoU (crops)",
     ("detection", "ap"): "linear AP",
     ("detection_finetune", "ap"): "fine-tuned AP",
+    ("detection_finetune", "mask_ap"): "fine-tuned mask AP",
     ("matching", "match_0"): "right matches",
     ("matching", "auc"): "match AUC",
     ("spectrum", "rankme"): "RankMe (no %)",

@@ -1,4 +1,4 @@
-"""Faster R-CNN (Ren et al. 2015) from torchvision around a backbone of this package.
+"""Faster R-CNN (Ren et al. 2015) and Mask R-CNN (He et al. 2017) from torchvision around a backbone of this package.
 
 ``c4`` is the detector of MoCo and DenseCL (Detectron2's R50-C4): proposals and RoIAlign on the map of stage 3, and
 stage 4 as the head of each box. ``fpn`` has a feature pyramid (Lin et al. 2017) over the stages and two fully connected
@@ -11,6 +11,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.models.resnet import ResNet
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -56,6 +58,8 @@ class Design:
         proposals_train, proposals_test: kept for each image; before they are compared with each other as many of each
             level (fpn) or six times as many (c4).
         rois: proposals of an image that the head is trained on.
+        masks: a branch that predicts the mask of each object (fpn): 14x14 cells of its box, four convolutions and a
+            deconvolution, all of ``channels`` channels.
     """
 
     neck: str
@@ -66,6 +70,7 @@ class Design:
     proposals_train: int = 2000
     proposals_test: int = 1000
     rois: int = 512
+    masks: bool = False
 
 
 class AsItIs(GeneralizedRCNNTransform):
@@ -73,6 +78,10 @@ class AsItIs(GeneralizedRCNNTransform):
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
+
+    def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
+        """Boxes as they are; masks as parts of their boxes, since `find` pastes them at the size of the image."""
+        return result
 
 
 class Trunk(nn.Module):
@@ -186,7 +195,16 @@ def faster_rcnn(backbone: Backbone, classes: int, design: Design, preparation: P
         box_batch_size_per_image=design.rois,
     )
     network.transform = AsItIs(1, 1, list(preparation.mean), list(preparation.std))
+    if design.masks:
+        _add_masks(network, classes, design.channels)
     return network
+
+
+def _add_masks(network: FasterRCNN, classes: int, channels: int) -> None:
+    heads = network.roi_heads
+    heads.mask_roi_pool = MultiScaleRoIAlign(heads.box_roi_pool.featmap_names, output_size=14, sampling_ratio=0)
+    heads.mask_head = MaskRCNNHeads(channels, (channels,) * 4, 1)
+    heads.mask_predictor = MaskRCNNPredictor(channels, channels, classes + 1)
 
 
 Parts = tuple[nn.Module, tuple[tuple[int, ...], ...], MultiScaleRoIAlign, nn.Module, int, int]
@@ -235,6 +253,7 @@ def detector_loss(network: FasterRCNN, device: torch.device) -> Callable[[Sequen
             {
                 "boxes": torch.from_numpy(example.objects.boxes).to(device),
                 "labels": torch.from_numpy(example.objects.labels).to(device) + 1,  # 0 is the background
+                **({} if example.masks is None else {"masks": example.masks.to(device)}),
             }
             for example in examples
         ]
@@ -245,11 +264,14 @@ def detector_loss(network: FasterRCNN, device: torch.device) -> Callable[[Sequen
     return loss
 
 
-def detector_predictor(network: FasterRCNN) -> Callable[[Tensor], list[list[Found]]]:
-    """What the detector finds in images of one size, in evaluation mode."""
+def detector_predictor(network: FasterRCNN, masks: bool = False) -> Callable[[Tensor], list[list[Found]]]:
+    """What the detector finds in images of one size, in evaluation mode; with ``masks`` those, too."""
 
     def predict(images: Tensor) -> list[list[Found]]:
         found = network(list(images.float() / 255))
-        return [[Found(one["boxes"], one["scores"], one["labels"] - 1) for one in found]]
+        return [
+            [Found(one["boxes"], one["scores"], one["labels"] - 1, one["masks"][:, 0] if masks else None)
+             for one in found]
+        ]  # fmt: skip
 
     return predict

@@ -1,4 +1,4 @@
-"""The protocol ``detection_finetune``: Faster R-CNN around the backbone, all of it trained."""
+"""The protocol ``detection_finetune``: Faster R-CNN or Mask R-CNN around the backbone, all of it trained."""
 
 from __future__ import annotations
 
@@ -25,9 +25,15 @@ from ssl_toolkit.evaluation.detection.faster_rcnn import (
     freeze_batchnorm,
 )
 from ssl_toolkit.evaluation.detection.metrics import Boxes, check_rule, joined_boxes
-from ssl_toolkit.evaluation.detection.objects import check_objects
-from ssl_toolkit.evaluation.detection.outcome import chosen_rule, detection_examples, detection_outcome, same_images
-from ssl_toolkit.evaluation.detection.predicting import Reading, find, score
+from ssl_toolkit.evaluation.detection.objects import check_instance_masks, check_objects
+from ssl_toolkit.evaluation.detection.outcome import (
+    add_masks,
+    chosen_rule,
+    detection_examples,
+    detection_outcome,
+    same_images,
+)
+from ssl_toolkit.evaluation.detection.predicting import Reading, find, score, score_masks
 from ssl_toolkit.evaluation.detection.samples import RandomShortSide
 from ssl_toolkit.evaluation.features import Preparation, evaluating
 from ssl_toolkit.evaluation.heads import check_lrs
@@ -55,7 +61,7 @@ class DetectionFinetuneConfig:
     """Options of Faster R-CNN.
 
     Attributes:
-        neck: ``c4`` (ResNets), ``fpn``, or ``auto``: c4 for ResNets, fpn for others.
+        neck: ``c4`` (ResNets), ``fpn``, or ``auto``: c4 for ResNets, fpn for others and with masks.
         lrs: learning rates, each a training of its own; null for 0.02 (SGD) or 0.0001 (AdamW).
         optimizer: ``sgd`` (momentum 0.9), ``adamw``, or ``auto``: sgd for backbones with BatchNorm, adamw for others.
         weight_decay: on weights that are not of a norm; null for 0.0001 (SGD) or 0.05 (AdamW).
@@ -81,6 +87,7 @@ class DetectionFinetuneConfig:
         fraction: of the training images that are used.
         subset_seed: which these are.
         metric: ``voc2007``, ``voc2012`` or ``coco``; null for that of the data.
+        masks: also train and measure instance masks (Mask R-CNN, fpn).
         examples: test images kept with true and predicted boxes.
         seed: of the fresh weights, the order of images and their augmentation.
     """
@@ -109,6 +116,7 @@ class DetectionFinetuneConfig:
     fraction: float = 1.0
     subset_seed: int = 0
     metric: str | None = None
+    masks: bool = False
     examples: int = 8
     seed: int = 0
 
@@ -119,6 +127,12 @@ class DetectionFinetuneConfig:
         if self.lrs is not None:
             check_lrs(self.lrs)
         check_rule(self.metric)
+        if self.masks and self.neck == "c4":
+            raise ValueError("masks are predicted with the pyramid alone: set neck to fpn, or masks to false")
+        if self.masks and self.metric not in (None, "coco"):
+            raise ValueError(
+                f"masks are measured by COCO's rule alone, metric is {self.metric}: set it to coco or null"
+            )
         for key in ("iterations", "batch_size", "test_side", "longest", "channels", "hidden", "proposals_train",
                     "proposals_test", "rois"):  # fmt: skip
             value = getattr(self, key)
@@ -146,6 +160,7 @@ class DetectionFinetuneConfig:
             self.proposals_train,
             self.proposals_test,
             self.rois,
+            self.masks,
         )
 
 
@@ -162,10 +177,10 @@ def resolved(
         "weight_decay": 1e-4 if sgd else 0.05,
         **schedule,
         "train_ignored": data.name == "voc",
-        "metric": chosen_rule(None, datasets["test"]),
+        "metric": "coco" if options.masks else chosen_rule(None, datasets["test"]),
     }
     missing = {key: value for key, value in usual.items() if getattr(options, key) is None}
-    neck = ("c4" if resnet else "fpn") if options.neck == "auto" else options.neck
+    neck = ("c4" if resnet and not options.masks else "fpn") if options.neck == "auto" else options.neck
     return dataclasses.replace(options, **missing, neck=neck, optimizer="sgd" if sgd else "adamw")
 
 
@@ -205,13 +220,15 @@ class DetectionFinetune(Protocol):
     @property
     def variant(self) -> str:
         part = "" if self.options.fraction == 1 else f"{100 * self.options.fraction:g}pct"
-        return "-".join(filter(None, (self.options.neck, part)))
+        return "-".join(filter(None, (self.options.neck, "mask" if self.options.masks else "", part)))
 
     def check(self, source: Source, datasets: Mapping[str, ImageDataset]) -> None:
         self.options = resolved(self.options, source.backbone, datasets)
         with torch.random.fork_rng(devices=[]):
             faster_rcnn(source.backbone, 1, self.options.design, Preparation([0.5], [0.5], 1, 1))
         check_objects(datasets)
+        if self.options.masks:
+            check_instance_masks("detection_finetune", datasets)
 
     def reads(self, source: Source) -> dict[str, frozenset[str]]:
         return {}
@@ -234,6 +251,8 @@ class DetectionFinetune(Protocol):
             found.append(boxes)
         val, test = tables.get("val", tables["test"]), tables["test"]
         outcome, best = detection_outcome(name, options.lrs, diverged, val, test, test_data, options.metric)
+        if options.masks:
+            add_masks(outcome, score_masks(found[best], test_data), test_data.object_classes or ())
         if options.examples:
             outcome.examples = detection_examples(test_data, found[best], options.examples, data.preparation.size)
         for lr in options.lrs:
@@ -286,7 +305,14 @@ class DetectionFinetune(Protocol):
         assert options.train_ignored is not None
         rows = subset(len(dataset), options.fraction, options.subset_seed)
         return RandomShortSide(
-            dataset, rows, options.flip, options.seed, options.sides, options.longest, options.train_ignored
+            dataset,
+            rows,
+            options.flip,
+            options.seed,
+            options.sides,
+            options.longest,
+            options.train_ignored,
+            options.masks,
         )
 
     def _optimizer(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -306,4 +332,5 @@ class DetectionFinetune(Protocol):
         reading = Reading(options.test_side, options.longest, options.batch_size, data.preparation.workers)
         title = f"detection in {split} images"
         with evaluating(network):
-            return find(detector_predictor(network), dataset, reading, data.device, title, data.console)[0]
+            predict = detector_predictor(network, masks=options.masks and split == "test")
+            return find(predict, dataset, reading, data.device, title, data.console)[0]

@@ -1,4 +1,4 @@
-"""Average precision of boxes, by the rules of VOC (2007 and 2012) and of COCO."""
+"""Average precision of boxes, by the rules of VOC (2007 and 2012) and of COCO, and of masks by that of COCO."""
 
 from __future__ import annotations
 
@@ -36,19 +36,22 @@ class Boxes:
         boxes: ``(n, 4)`` float32, ``x0, y0, x1, y1`` in pixels of that image, half open.
         labels: ``(n,)`` int64, classes from 0.
         scores: ``(n,)`` float32 of predictions; of objects 1, and 0 for those that are to be ignored.
+        masks: ``(n,)``, the mask of each in the size of its image, as pycocotools' run lengths; None without masks.
     """
 
     image: NDArray[np.int64]
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     scores: NDArray[np.float32]
+    masks: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.image)
 
     def of(self, rows: NDArray[Any]) -> Boxes:
         """Those at ``rows``, positions or a mask."""
-        return Boxes(self.image[rows], self.boxes[rows], self.labels[rows], self.scores[rows])
+        masks = None if self.masks is None else self.masks[rows]
+        return Boxes(self.image[rows], self.boxes[rows], self.labels[rows], self.scores[rows], masks)
 
 
 def joined_boxes(parts: Sequence[Boxes]) -> Boxes:
@@ -57,11 +60,13 @@ def joined_boxes(parts: Sequence[Boxes]) -> Boxes:
         return Boxes(
             np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32)
         )
+    masks = [part.masks for part in parts if part.masks is not None]
     joined = Boxes(
         np.concatenate([part.image for part in parts]),
         np.concatenate([part.boxes for part in parts]),
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.scores for part in parts]),
+        np.concatenate(masks) if len(masks) == len(parts) else None,
     )
     return joined.of(np.argsort(joined.image, kind="stable"))
 
@@ -81,8 +86,23 @@ def average_precision(found: Boxes, truth: Boxes, classes: int, rule: str) -> ND
         rule: of `RULES`.
     """
     if rule == "coco":
-        return _coco(found, truth, classes)
+        return _coco(found, truth, classes, "bbox")
     return np.stack([_voc_class(found, truth, label, rule) for label in range(classes)], axis=1)
+
+
+def mask_average_precision(found: Boxes, truth: Boxes, classes: int) -> NDArray[np.float64]:
+    """As `average_precision` by COCO's rule, masks compared with masks; both sides have them."""
+    return _coco(found, truth, classes, "segm")
+
+
+def run_lengths(masks: NDArray[np.bool_]) -> NDArray[np.object_]:
+    """Masks ``(n, H, W)`` as what `Boxes` holds of them."""
+    from pycocotools import mask as coco_mask
+
+    runs = np.empty(len(masks), dtype=object)
+    for i, mask in enumerate(masks):
+        runs[i] = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return runs
 
 
 def summary(table: NDArray[np.float64]) -> dict[str, float]:
@@ -157,7 +177,7 @@ def _area(recall: NDArray[np.float64], precision: NDArray[np.float64], rule: str
     return float((steps * envelope[:-1]).sum())
 
 
-def _coco(found: Boxes, truth: Boxes, classes: int) -> NDArray[np.float64]:
+def _coco(found: Boxes, truth: Boxes, classes: int, kind: str) -> NDArray[np.float64]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -171,7 +191,7 @@ def _coco(found: Boxes, truth: Boxes, classes: int) -> NDArray[np.float64]:
             side.dataset = _coco_annotations(boxes, images, classes, crowds=boxes is truth)
             side.createIndex()
             sides.append(side)
-        scoring = COCOeval(*sides, "bbox")
+        scoring = COCOeval(*sides, kind)
         scoring.params.areaRng, scoring.params.areaRngLbl = [[0, 1e10]], ["all"]
         scoring.params.maxDets = [MAX_BOXES]
         scoring.evaluate()
@@ -182,14 +202,18 @@ def _coco(found: Boxes, truth: Boxes, classes: int) -> NDArray[np.float64]:
 
 
 def _coco_annotations(boxes: Boxes, images: Sequence[int], classes: int, crowds: bool) -> dict[str, Any]:
-    """What ``instances_*.json`` would hold; numbers start at 1, since to pycocotools 0 is no match."""
+    """What ``instances_*.json`` would hold; numbers start at 1, since to pycocotools 0 is no match.
+
+    Run lengths bring their size along: that of images is asked for and not used.
+    """
     corners = boxes.boxes.astype(np.float64)
     sizes = corners[:, 2:] - corners[:, :2]
+    masks = [None] * len(boxes) if boxes.masks is None else boxes.masks.tolist()
     rows = zip(boxes.image.tolist(), boxes.labels.tolist(), boxes.scores.tolist(), corners[:, :2].tolist(),
-               sizes.tolist(), sizes.prod(1).tolist())  # fmt: skip
+               sizes.tolist(), sizes.prod(1).tolist(), masks)  # fmt: skip
     return {
         "info": {},
-        "images": [{"id": image + 1} for image in images],
+        "images": [{"id": image + 1, "height": 0, "width": 0} for image in images],
         "categories": [{"id": label + 1} for label in range(classes)],
         "annotations": [
             {
@@ -200,7 +224,8 @@ def _coco_annotations(boxes: Boxes, images: Sequence[int], classes: int, crowds:
                 "area": area,
                 "score": score,
                 "iscrowd": int(crowds and score == 0),
+                **({} if mask is None else {"segmentation": mask}),
             }
-            for number, (image, label, score, corner, size, area) in enumerate(rows, 1)
+            for number, (image, label, score, corner, size, area, mask) in enumerate(rows, 1)
         ],
     }

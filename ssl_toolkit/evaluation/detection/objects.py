@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from torch.nn import functional as F
 
 from ssl_toolkit.data.base import Image, ImageDataset, Objects
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.evaluation.detection.metrics import Boxes, joined_boxes
+from ssl_toolkit.evaluation.detection.metrics import Boxes, joined_boxes, run_lengths
+from ssl_toolkit.progress import progress_bar
 
 
 def check_objects(datasets: Mapping[str, ImageDataset]) -> None:
@@ -34,6 +36,19 @@ def check_objects(datasets: Mapping[str, ImageDataset]) -> None:
                 raise UserError(f"{where} has a box without area ({_written(bad[0])}): correct or remove it")
         if found == 0:
             raise UserError(f"{dataset.name}: its {split} split has no object to detect; use data that has some")
+
+
+def check_instance_masks(name: str, datasets: Mapping[str, ImageDataset]) -> None:
+    """Raise `UserError` for a split without instance masks, or whose masks cannot be read (all of them on COCO)."""
+    for split, dataset in datasets.items():
+        if not dataset.has_instance_masks:
+            raise UserError(
+                f"{name}.masks=true needs a mask of each object: the {split} split of {dataset.name} has none; set "
+                f"{name}.masks=false or take data=coco"
+            )
+        masks, objects = len(dataset.instance_masks(0)), len(dataset.objects(0).labels)
+        if masks != objects:
+            raise UserError(f"{dataset.name} {split}: image 0 has {objects} objects and {masks} masks")
 
 
 def _has_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -60,6 +75,52 @@ def read_objects(dataset: ImageDataset, index: int, image: Image) -> Objects:
             f"which is {width} wide and {height} high: correct or remove it"
         )
     return Objects(boxes, objects.labels, objects.ignore)
+
+
+def read_instance_masks(dataset: ImageDataset, index: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """The masks of the objects of image ``index``, ``(n, H, W)``.
+
+    Raises:
+        UserError: the image has another ``shape``, height and width.
+    """
+    masks = dataset.instance_masks(index)
+    _check_size(dataset, index, masks.shape[1:], shape)
+    return masks
+
+
+def check_mask_sizes(dataset: ImageDataset, truth: Boxes, found: Boxes) -> None:
+    """Raise `UserError` where the masks of ``truth`` and ``found`` in an image differ in size."""
+    if truth.masks is None or found.masks is None:
+        return
+    sizes = dict(zip(truth.image.tolist(), (run["size"] for run in truth.masks)))
+    for index, run in zip(found.image.tolist(), found.masks):
+        _check_size(dataset, index, sizes.get(index, run["size"]), run["size"])
+
+
+def _check_size(dataset: ImageDataset, index: int, annotated: Sequence[int], shape: Sequence[int]) -> None:
+    if list(annotated) != list(shape):
+        raise UserError(
+            f"{dataset.name} {dataset.split}: the masks of image {index} are {annotated[1]} wide and {annotated[0]} "
+            f"high, the image is {shape[1]} wide and {shape[0]} high: correct its size in the annotations"
+        )
+
+
+def true_masks(dataset: ImageDataset) -> Boxes:
+    """The objects of a whole split with their masks."""
+    truth, runs = true_boxes(dataset), []
+    with progress_bar(f"true masks of {dataset.split}", len(dataset)) as bar:
+        for index in range(len(dataset)):
+            runs.append(run_lengths(dataset.instance_masks(index)))
+            bar.advance()
+    return dataclasses.replace(truth, masks=np.concatenate(runs))
+
+
+def resized_masks(masks: NDArray[np.bool_], shape: tuple[int, int]) -> Tensor:
+    """Masks ``(n, H, W)`` in an image of another ``shape``, uint8: each pixel has the value where its centre was."""
+    pixels = torch.from_numpy(masks.astype(np.uint8))
+    if tuple(pixels.shape[1:]) == shape or len(pixels) == 0:
+        return pixels if len(pixels) else pixels.new_zeros((0, *shape))
+    return F.interpolate(pixels[None], shape, mode="nearest-exact")[0]
 
 
 def true_boxes(dataset: ImageDataset) -> Boxes:

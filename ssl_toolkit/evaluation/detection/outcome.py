@@ -77,6 +77,13 @@ def detection_outcome(
     return Outcome(summary(test[best]), {"lr": lrs[best]}, grid, details, notes), best
 
 
+def add_masks(outcome: Outcome, table: NDArray[np.float64], classes: Sequence[str]) -> None:
+    """Give ``outcome`` the average precision of masks: ``mask_ap``, ``mask_ap50`` and ``mask_ap75``, and by class."""
+    outcome.metrics.update({f"mask_{key}": value for key, value in summary(table).items()})
+    for name, values in per_class(table, classes).items():
+        outcome.details["per_class"][name].update({f"mask_{key}": value for key, value in values.items()})
+
+
 def per_class(table: NDArray[np.float64], classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
     """``ap``, ``ap50`` and ``ap75`` of each class; None where it has no object."""
     rows = {"ap": table.mean(0), "ap50": table[0], "ap75": table[IOUS.index(0.75)]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,13 +14,20 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ssl_toolkit.criteria.distributed import rank, world_size
 from ssl_toolkit.data.base import ImageDataset
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.evaluation.detection.metrics import Boxes, average_precision, joined_boxes
-from ssl_toolkit.evaluation.detection.objects import resized, true_boxes
+from ssl_toolkit.evaluation.detection.metrics import (
+    Boxes,
+    average_precision,
+    joined_boxes,
+    mask_average_precision,
+    run_lengths,
+)
+from ssl_toolkit.evaluation.detection.objects import check_mask_sizes, resized, true_boxes, true_masks
 from ssl_toolkit.evaluation.live import Key
 from ssl_toolkit.processes.world import agree, from_first
 from ssl_toolkit.progress import progress_bar
@@ -27,11 +35,15 @@ from ssl_toolkit.views.loader import epoch_of, stop_workers, worker_loader
 
 
 class Found(NamedTuple):
-    """What is found in one image: ``boxes`` ``(n, 4)`` in its pixels, ``scores`` and ``labels`` ``(n,)``."""
+    """What is found in one image: ``boxes`` ``(n, 4)`` in its pixels, ``scores`` and ``labels`` ``(n,)``.
+
+    ``masks`` ``(n, M, M)``, the probability that a part of the box belongs to the object, where they are looked for.
+    """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    masks: Tensor | None = None
 
 
 Predict = Callable[[Tensor], "list[list[Found]]"]
@@ -127,8 +139,8 @@ def _find_in(
                 with torch.inference_mode():
                     heads = predict(images)
                 found += [
-                    [_in_image_pixels(head[i], index, scale) for head in heads]
-                    for i, (index, _, scale) in enumerate(group)
+                    [_in_image_pixels(head[i], index, scale, tuple(pixels.shape[1:])) for head in heads]
+                    for i, (index, pixels, scale) in enumerate(group)
                 ]
             bar.advance(len(batch))
     return [joined_boxes([image[head] for image in found]) for head in range(len(found[0]) if found else 0)]
@@ -141,10 +153,43 @@ def _by_shape(batch: Sequence[Any]) -> list[list[Any]]:
     return list(groups.values())
 
 
-def _in_image_pixels(found: Found, index: int, scale: tuple[float, float]) -> Boxes:
+def _in_image_pixels(found: Found, index: int, scale: tuple[float, float], shape: tuple[int, ...]) -> Boxes:
+    """``found`` in an image that became ``scale`` times wider and higher, and of ``shape``, in the image's pixels."""
     boxes = found.boxes.float().cpu().numpy() / np.array([*scale, *scale], dtype=np.float32)
-    labels = found.labels.cpu().numpy().astype(np.int64)
-    return Boxes(np.full(len(labels), index), boxes.astype(np.float32), labels, found.scores.float().cpu().numpy())
+    labels, scores = found.labels.cpu().numpy().astype(np.int64), found.scores.float().cpu().numpy()
+    masks = None
+    if found.masks is not None:
+        height, width = round(shape[0] / scale[1]), round(shape[1] / scale[0])
+        # what torchvision trains masks on (RoIAlign, not aligned) is taken half a pixel of its image further on
+        shift = 0.5 / torch.tensor([*scale, *scale])
+        masks = pasted(found.masks.float().cpu(), torch.from_numpy(boxes) + shift, height, width)
+    return Boxes(np.full(len(labels), index), boxes.astype(np.float32), labels, scores, masks)
+
+
+def pasted(masks: Tensor, boxes: Tensor, height: int, width: int) -> NDArray[np.object_]:
+    """Masks of boxes as run lengths of masks of the image: pixels whose centre has a probability of 0.5 or more.
+
+    Args:
+        masks: ``(n, M, M)``, probabilities at the centres of the M x M parts of each box; outside the box 0.
+        boxes: ``(n, 4)`` in pixels.
+    """
+    runs = np.empty(len(masks), dtype=object)
+    for i, (mask, box) in enumerate(zip(masks, boxes.tolist())):
+        x, y = _pixels(box[0], box[2], width), _pixels(box[1], box[3], height)
+        across = 2 * (x + 0.5 - box[0]) / max(box[2] - box[0], 1e-6) - 1
+        down = 2 * (y + 0.5 - box[1]) / max(box[3] - box[1], 1e-6) - 1
+        grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)[None]
+        image = np.zeros((1, height, width), dtype=bool)
+        if grid.numel():
+            part = F.grid_sample(mask[None, None], grid, mode="bilinear", align_corners=False)[0, 0] >= 0.5
+            image[0, int(y[0]) : int(y[-1]) + 1, int(x[0]) : int(x[-1]) + 1] = part.numpy()
+        runs[i] = run_lengths(image)[0]
+    return runs
+
+
+def _pixels(first: float, last: float, side: int) -> Tensor:
+    start = min(max(int(first), 0), side)
+    return torch.arange(start, max(start, min(math.ceil(last), side)))
 
 
 def score(found: Sequence[Boxes], dataset: ImageDataset, rule: str) -> list[NDArray[np.float64]]:
@@ -154,5 +199,21 @@ def score(found: Sequence[Boxes], dataset: ImageDataset, rule: str) -> list[NDAr
     def table() -> list[NDArray[np.float64]]:
         truth = true_boxes(dataset)
         return [average_precision(boxes, truth, classes, rule) for boxes in found]
+
+    return from_first(table)
+
+
+def score_masks(found: Boxes, dataset: ImageDataset) -> NDArray[np.float64]:
+    """`mask_average_precision` of what a detector found in a split; computed once, the same in every process.
+
+    Raises:
+        UserError: true masks of another size than their image.
+    """
+    classes = len(dataset.object_classes or ())
+
+    def table() -> NDArray[np.float64]:
+        truth = true_masks(dataset)
+        check_mask_sizes(dataset, truth, found)
+        return mask_average_precision(found, truth, classes)
 
     return from_first(table)

@@ -9,18 +9,31 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_toolkit.data.base import Image, ImageDataset, Objects
-from ssl_toolkit.evaluation.detection.objects import cropped, flipped_boxes, read_objects, resized, scaled_boxes
+from ssl_toolkit.evaluation.detection.objects import (
+    cropped,
+    flipped_boxes,
+    read_instance_masks,
+    read_objects,
+    resized,
+    resized_masks,
+    scaled_boxes,
+)
 from ssl_toolkit.evaluation.live import Key, Samples
 
 
 class Example(NamedTuple):
-    """``pixels`` ``(C, H, W)``, values 0 to 255, uint8 or float32, and the objects in them."""
+    """``pixels`` ``(C, H, W)``, values 0 to 255, uint8 or float32, and the objects in them.
+
+    ``masks`` ``(n, H, W)`` uint8 are those of the objects, where they are trained on.
+    """
 
     pixels: Tensor
     objects: Objects
+    masks: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,10 +63,16 @@ class AugmentedImages(Samples[list[Example]]):
         index = self.rows[key[1]]
         image = self.dataset.image(index)
         pixels, objects = self.geometry(image, read_objects(self.dataset, index, image), rng)
+        masks = self.masks_in(index, image, pixels)
         if self.flip and rng.random() < 0.5:
             pixels = pixels.flip(2)
             objects = objects._replace(boxes=flipped_boxes(objects.boxes, pixels.shape[2]))
-        return Example(pixels, objects)
+            masks = None if masks is None else masks.flip(2)
+        return Example(pixels, objects, masks)
+
+    def masks_in(self, index: int, image: Image, pixels: Tensor) -> Tensor | None:
+        """The masks of the objects that ``geometry`` kept, in ``pixels`` that it made of ``image``."""
+        return None
 
     @abstractmethod
     def geometry(self, image: Image, objects: Objects, rng: np.random.Generator) -> tuple[Tensor, Objects]:
@@ -97,14 +116,25 @@ class RandomShortSide(AugmentedImages):
 
     Attributes:
         train_ignored: whether objects to be ignored (difficult ones) are trained on like others, or left out.
+        masks: whether the masks of objects come along.
     """
 
     sides: Sequence[int]
     longest: int
     train_ignored: bool
+    masks: bool = False
 
     def geometry(self, image: Image, objects: Objects, rng: np.random.Generator) -> tuple[Tensor, Objects]:
         pixels, scale = resized(image, self.sides[int(rng.integers(len(self.sides)))], self.longest)
-        kept = np.ones(len(objects.labels), bool) if self.train_ignored else ~objects.ignore
+        kept = self._kept(objects)
         boxes = scaled_boxes(objects.boxes[kept], scale)
         return pixels, Objects(boxes, objects.labels[kept], objects.ignore[kept])
+
+    def masks_in(self, index: int, image: Image, pixels: Tensor) -> Tensor | None:
+        if not self.masks:
+            return None
+        masks = read_instance_masks(self.dataset, index, image.shape[:2])
+        return resized_masks(masks[self._kept(self.dataset.objects(index))], (pixels.shape[1], pixels.shape[2]))
+
+    def _kept(self, objects: Objects) -> NDArray[np.bool_]:
+        return np.ones(len(objects.labels), bool) if self.train_ignored else ~objects.ignore

@@ -16,20 +16,23 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_TOOLKIT_CACHE", str(tmp_path / "cache"))
 
 
+def rectangle(x, y, width, height):
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
 def entry(number, image, category, box, **more):
-    polygon = [[0.0, 0.0, 1.0, 1.0, 2.0, 0.0]]
     return {"id": number, "image_id": image, "category_id": category, "bbox": box, "iscrowd": 0, "area": 1.0,
-            "segmentation": polygon, **more}  # fmt: skip
+            "segmentation": [rectangle(*box)], **more}  # fmt: skip
 
 
 def content(names):
     images = [
         {"id": 1000 - i, "file_name": name, "height": 6, "width": 8, "license": 1} for i, name in enumerate(names)
     ]
-    crowd = {"counts": [1, 2, 3], "size": [6, 8]}
+    crowd = {"counts": [1, 2, 3, 42], "size": [6, 8]}
     annotations = [
         entry(1, 1000, 18, [1, 2, 3, 4]),
-        entry(2, 998, 90, [0.5, 0.25, 2.5, 1.5]),
+        entry(2, 998, 90, [0.5, 0.25, 2.5, 1.5], segmentation=[rectangle(0.5, 0.25, 1, 1.5), rectangle(2, 0.25, 1, 1)]),
         entry(3, 1000, 1, [0, 0, 8, 6], iscrowd=1, segmentation=crowd),
         entry(4, 1000, 1, [1, 1, 0, 5]),  # no area
         entry(6, 1000, 1, [1, 1, 5, 0]),
@@ -101,7 +104,7 @@ def test_the_annotations_are_parsed_once(tmp_path, monkeypatch):
     first = coco(tmp_path).objects(0)
     path = tmp_path / "annotations" / "instances_train2017.json"
     with monkeypatch.context() as patched:
-        patched.setattr("ssl_toolkit.data.sets.coco._pack", lambda path: pytest.fail("parsed again"))
+        patched.setattr("ssl_toolkit.data.sets.coco_annotations._pack", lambda path: pytest.fail("parsed again"))
         assert np.array_equal(coco(tmp_path).objects(0).boxes, first.boxes)
     (cached,) = (tmp_path / "cache" / "coco").glob("*.npz")
     cached.write_bytes(b"damaged")

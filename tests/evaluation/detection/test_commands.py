@@ -74,6 +74,18 @@ def test_real_layouts(home: Path, kind: str, more: list[str], metric: str, class
     assert (home / "out" / f"detection-{kind}-examples.npz").is_file()
 
 
+def test_coco_with_masks(home: Path) -> None:
+    coco_tree(home / "data")
+    more = ["data=coco", "data.root=data", "detection_finetune.masks=true", "detection_finetune.fraction=0.5"]
+    assert evaluate("detection_finetune", *more) == 0
+    ((name, result),) = results(home / "out").items()
+    assert name == "detection_finetune-fpn-mask-50pct-coco"
+    keys = {"ap", "ap50", "ap75"}
+    assert set(result["metrics"]) == keys | {f"mask_{key}" for key in keys}
+    assert result["config"]["masks"] is True
+    assert set(result["details"]["per_class"]["dog"]) == set(result["metrics"])
+
+
 def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert evaluate(*arguments) == 2
     said = capsys.readouterr().err
@@ -93,6 +105,22 @@ def test_a_box_outside_its_image(home: Path, capsys: pytest.CaptureFixture[str])
     write_text(boxes, [f"{row[0]} 40 40 3 3" for row in rows])
     said = " ".join(error(capsys, "detection", "data=cub200", "data.root=data").split())
     assert "lies outside the image, which is 10 wide and 12 high: correct or remove it" in said
+
+
+def test_masks_that_are_not_there(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = "detection_finetune.masks=true"
+    said = " ".join(error(capsys, "detection_finetune", "data=digit_scenes", masks, *SCENES).split())
+    assert "detection_finetune.masks=true needs a mask of each object: the train split of digit_scenes has none" in said
+    path = coco_tree(home / "data") / "annotations" / "instances_train2017.json"
+    whole = json.loads(path.read_text())
+    whole["annotations"][0]["segmentation"] = []
+    path.write_text(json.dumps(whole))
+    said = " ".join(error(capsys, "detection_finetune", "data=coco", "data.root=data", masks).split())
+    assert "instances_train2017.json: the mask of annotation 1 cannot be used (no polygon of three corners" in said
+    said = error(
+        capsys, "detection_finetune", "data=coco", "data.root=data", masks, "detection_finetune.metric=voc2012"
+    )
+    assert "masks are measured by COCO's rule alone" in said
 
 
 def test_an_option_that_does_not_fit(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

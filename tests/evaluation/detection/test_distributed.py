@@ -22,6 +22,7 @@ from ssl_toolkit.evaluation.detection.predicting import Found, Reading, find
 from ssl_toolkit.processes.world import current_world, join
 from tests.evaluation.detection.fakes import ObjectDataset, all_splits, detection_data, squares
 from tests.evaluation.detection.test_finetune import QUICK as FINETUNE
+from tests.evaluation.detection.test_masks import triangle_splits
 from tests.evaluation.fakes import CPU
 from tests.training.test_distributed import in_two_processes
 
@@ -45,15 +46,30 @@ def finetuned() -> Any:
     return DetectionFinetune(options).run(data())
 
 
+def finetuned_masks() -> Any:
+    options = DetectionFinetuneConfig(
+        **{**FINETUNE, "examples": 0}, neck="fpn", anchors=[8, 16, 32, 64, 128], masks=True
+    )
+    datasets: Any = triangle_splits(9)
+    return DetectionFinetune(options).run(detection_data(datasets, data().source.backbone))
+
+
 def marks(images: torch.Tensor) -> list[list[Found]]:
-    """A box for each image, from its pixels: what is found is known without training."""
+    """A box and a mask for each image, from its pixels: what is found is known without training."""
     values = images.float().sum((1, 2, 3))
-    return [[Found(torch.tensor([[0.0, 0, 1, 1]]) * (1 + v % 7), v[None], v[None].long() % 3) for v in values]]
+    box, mask = torch.tensor([[0.0, 0, 1, 1]]), torch.eye(4)[None]
+    return [[Found(box * (1 + v % 7), v[None], v[None].long() % 3, mask) for v in values]]
 
 
 def marked() -> Boxes:
     (found,) = find(marks, squares(11), Reading(32, None, 3), CPU, "marks")
     return found
+
+
+def as_lists(found: Boxes) -> list[Any]:
+    assert found.masks is not None
+    counts = [run["counts"].decode() for run in found.masks]
+    return [found.image.tolist(), found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), counts]
 
 
 class Broken(ObjectDataset):
@@ -78,7 +94,8 @@ def _both(folder: Path) -> None:
     result = {
         "linear": [linear().metrics, linear().grid],
         "finetuned": finetuned().metrics,
-        "found": [found.image.tolist(), found.boxes.tolist(), found.labels.tolist(), found.scores.tolist()],
+        "masks": finetuned_masks().metrics,
+        "found": as_lists(found),
         "broken": _broken(),
     }
     (folder / f"{rank()}.json").write_text(json.dumps(result))
@@ -89,12 +106,13 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2))
     assert first == second
     found = marked()
-    assert first["found"] == [found.image.tolist(), found.boxes.tolist(), found.labels.tolist(), found.scores.tolist()]
+    assert first["found"] == as_lists(found)
     assert found.image.tolist() == list(range(11))
     alone = linear()
     assert first["linear"][0] == pytest.approx(alone.metrics, abs=0.5)
     for mine, theirs in zip(alone.grid, first["linear"][1]):
         assert theirs["test_ap"] == pytest.approx(mine["test_ap"], abs=0.5)
+    assert set(first["masks"]) == {"ap", "ap50", "ap75", "mask_ap", "mask_ap50", "mask_ap75"}
     assert first["broken"] == _broken() == "image 3 is broken"
 
 

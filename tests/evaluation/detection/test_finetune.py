@@ -308,6 +308,6 @@ def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
 def test_boxes_of_a_batch_reach_the_loss_in_the_scale_of_the_images() -> None:
     data = squares(3)
     samples = RandomShortSide(data, [0, 1, 2], False, 0, [64], 128, False)
-    pixels, things = samples.example((0, 0))
+    pixels, things, _ = samples.example((0, 0))
     assert pixels.shape == (3, 64, 64)
     assert np.array_equal(things.boxes, 2 * data.things[0].boxes)

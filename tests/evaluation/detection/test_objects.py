@@ -37,7 +37,7 @@ def test_boxes_follow_pixels_through_scale_crop_and_flip(shape: tuple[int, int])
     samples = SquareCrops(data, [0], True, 0, 48, (0.6, 2.0), [0.0] * 3)
     seen = 0
     for epoch in range(40):
-        pixels, found = samples.example((epoch, 0))
+        pixels, found, _ = samples.example((epoch, 0))
         assert pixels.shape == (3, 48, 48)
         if len(found.labels):
             seen += 1
@@ -51,7 +51,7 @@ def test_whole_images_keep_their_ratio(shape: tuple[int, int]) -> None:
     samples = RandomShortSide(data, [0], True, 0, [30, 80], 110, False)
     shapes = set()
     for epoch in range(20):
-        pixels, found = samples.example((epoch, 0))
+        pixels, found, _ = samples.example((epoch, 0))
         shapes.add(min(pixels.shape[1:]))
         assert max(pixels.shape[1:]) <= 110
         assert np.abs(found.boxes[0] - np.array(bright(pixels))).max() <= 1.5
@@ -61,8 +61,8 @@ def test_whole_images_keep_their_ratio(shape: tuple[int, int]) -> None:
 def test_an_example_depends_on_its_key_alone() -> None:
     samples = SquareCrops(squares(6), [5, 3, 1], True, 4, 24, (0.5, 2.0), [0.0] * 3)
     together = samples.batch([(0, 2), (1, 0), (0, 1)])
-    for key, (pixels, found) in zip([(0, 2), (1, 0), (0, 1)], together):
-        alone, same = samples.example(key)
+    for key, (pixels, found, _) in zip([(0, 2), (1, 0), (0, 1)], together):
+        alone, same, _ = samples.example(key)
         assert torch.equal(alone, pixels)
         assert np.array_equal(found.boxes, same.boxes)
     assert len(samples) == 3
@@ -70,7 +70,7 @@ def test_an_example_depends_on_its_key_alone() -> None:
 
 def test_a_square_is_filled_with_the_mean() -> None:
     samples = SquareCrops(one_box(20, 20, (0, 0, 20, 20)), [0], False, 0, 40, (0.5, 0.5), [0.2, 0.4, 0.6])
-    pixels, found = samples.example((0, 0))
+    pixels, found, _ = samples.example((0, 0))
     assert found.boxes.tolist() == [[0, 0, 20, 20]]
     assert (pixels[:, :20, :20] == 255).all()
     assert pixels[:, 30, 30].tolist() == [51, 102, 153]
