@@ -17,6 +17,12 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
+PROTOCOLS = (
+    "knn, linear, linear_augmented, finetune, segmentation, segmentation_augmented, detection, detection_finetune, "
+    "matching, spectrum, clustering"
+)
+"""Of ``eval``: written out, so that --help answers at once."""
+
 COMMANDS = {
     "pretrain": (
         "train a backbone without labels",
@@ -32,8 +38,9 @@ COMMANDS = {
         "  ssl-toolkit export runs/NAME --checkpoint best --out backbone.safetensors",
     ),
     "eval": (
-        "measure a backbone: knn, linear, segmentation",
+        "measure a backbone: classification, segmentation, detection, local features",
         "ssl-toolkit eval knn,linear,segmentation run=runs/NAME\n"
+        "  ssl-toolkit eval matching,spectrum,clustering run=runs/NAME\n"
         "  ssl-toolkit eval linear_augmented zoo=vicregl_resnet50_alpha0p9 data=imagenet data.root=/data/imagenet\n"
         "  ssl-toolkit eval knn checkpoint=backbone.safetensors data=folder data.root=photos",
     ),
@@ -115,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers["export"].add_argument("run", metavar="RUN", help="run folder")
     subparsers["export"].add_argument("--out", metavar="FILE", help="RUN/backbone-CHECKPOINT.safetensors by default")
     subparsers["export"].add_argument("--checkpoint", default="last", metavar="NAME", help="last, best or epoch-0010")
-    subparsers["eval"].add_argument("protocols", help="comma-separated: knn,linear,segmentation")
+    subparsers["eval"].add_argument("protocols", help=f"comma-separated, of {PROTOCOLS}")
     subparsers["eval"].add_argument(
         "overrides", nargs="*", metavar="key=value", help="groups and keys of configs/eval.yaml"
     )

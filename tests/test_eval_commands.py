@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_toolkit import cli
 from ssl_toolkit.backbones import create_backbone
 from ssl_toolkit.cli import main
 from ssl_toolkit.config import compose_config
 from ssl_toolkit.eval_commands import _scale_note, eval_data_config
+from ssl_toolkit.evaluation import PROTOCOLS
 from ssl_toolkit.zoo import ZOO, Published
 from tests.test_cli import error_of, write_photos
 
@@ -40,6 +42,10 @@ def test_the_scale_follows_the_images_unless_it_is_given(overrides: list[str], s
     assert config == expected
     assert data == expected.data
     assert _scale_note(overrides, config).startswith(says)
+
+
+def test_help_names_every_protocol() -> None:
+    assert sorted(cli.PROTOCOLS.split(", ")) == PROTOCOLS.names()
 
 
 def test_an_option_given_wins_over_the_scale() -> None:
