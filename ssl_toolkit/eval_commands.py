@@ -25,8 +25,8 @@ from ssl_toolkit.processes.world import (
 )
 from ssl_toolkit.sources import source_config, source_of
 
-MINI_PIXELS = 96
-"""Side of evaluated images up to which protocols are shortened: a tenth of the pixels of the papers'."""
+MINI_DATA = ("digit_scenes",)
+"""Data sets whose protocols are shortened unless asked otherwise: made for minutes on a CPU."""
 
 EVAL_HOURS = 48.0
 """That processes wait for one that evaluates for all of them."""
@@ -91,14 +91,16 @@ def _describe(
 
 def _scale(data: DictConfig) -> str:
     """Which of ``configs/scale`` suits a data set."""
-    return "mini" if data.eval_size <= MINI_PIXELS else "paper"
+    return "mini" if data.name in MINI_DATA else "paper"
 
 
 def _scale_note(overrides: Sequence[str], config: DictConfig) -> str:
     chosen = next((str(o.value()) for o in map(parse, overrides) if o.key_or_group == "scale"), None)
     if chosen is not None:
         return f"{chosen}, as asked"
-    return f"{_scale(config.data)}: images are {config.data.eval_size} px; scale=paper or scale=mini decides otherwise"
+    scale = _scale(config.data)
+    other = "scale=paper for the papers' protocols" if scale == "mini" else "scale=mini shortens them"
+    return f"{scale} for {config.data.name}; {other}"
 
 
 def eval_data_config(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:

@@ -30,13 +30,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("overrides", "scale", "says"),
     [
-        (["data=digit_scenes"], "mini", "mini: images are 64 px"),
-        (["data=imagenet", "data.root=x"], "paper", "paper: images are 224 px"),
-        (["data=folder", "data.root=x", "data.eval_size=96"], "mini", "mini: images are 96 px"),
+        (["data=digit_scenes"], "mini", "mini for digit_scenes"),
+        (["data=imagenet", "data.root=x"], "paper", "paper for imagenet"),
+        (["data=folder", "data.root=x", "scale=mini"], "mini", "mini, as asked"),
         (["data=digit_scenes", "scale=paper"], "paper", "paper, as asked"),
     ],
 )
-def test_the_scale_follows_the_images_unless_it_is_given(overrides: list[str], scale: str, says: str) -> None:
+def test_the_scale_follows_the_data_unless_it_is_given(overrides: list[str], scale: str, says: str) -> None:
     config, data = eval_data_config(overrides)
     expected = compose_config("eval", [*overrides, f"scale={scale}"])
     assert config == expected
@@ -62,7 +62,7 @@ def test_it_says_what_will_run(home: Path, capsys: pytest.CaptureFixture[str]) -
         "untrained (tiny_resnet) on digit_scenes",
         "fp32",
         "knn: nearest training images",
-        "mini: images are",
+        "mini for digit_scenes",
     ):
         assert words in said
     assert (home / "untrained-tiny_resnet-results" / "knn-digit_scenes.json").is_file()

@@ -33,6 +33,7 @@ SHORT = [
     "device=cpu",
     "precision=fp32",
     "features.cache=false",
+    "scale=mini",
     "linear.epochs=1",
     "linear_augmented.epochs=1",
     "finetune.epochs=1",

@@ -321,6 +321,7 @@ def test_real_layouts_end_to_end(tree: Any, tmp_path: Path, monkeypatch: pytest.
         "data.eval_size=32",
         "data.eval_resize=32",
         "backbone=tiny_resnet",
+        "scale=mini",
     ]
     given += ["device=cpu", "precision=fp32", "segmentation.iterations=3", "segmentation_augmented.iterations=3"]
     assert main(["eval", "segmentation,segmentation_augmented", *given, "out=results"]) == 0
