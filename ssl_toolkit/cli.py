@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
@@ -22,6 +22,19 @@ PROTOCOLS = (
     "matching, spectrum, clustering"
 )
 """Of ``eval``: written out, so that --help answers at once."""
+
+SUITES = "criterion, step, train, views, knn, linear, scaling"
+"""Of ``bench``, for the same reason."""
+
+OVERRIDES = {
+    "pretrain": "groups and keys of configs/pretrain.yaml",
+    "eval": "groups and keys of configs/eval.yaml",
+    "reproduce": "keys of configs/reproduce.yaml; others go to every run",
+    "picture": "groups and keys of configs/picture.yaml",
+    "bench": "keys of configs/bench_<suite>.yaml",
+    "demo": "keys of configs/pretrain.yaml, for both methods",
+}
+"""Commands that take ``key=value``, and of what."""
 
 COMMANDS = {
     "pretrain": (
@@ -78,13 +91,14 @@ COMMANDS = {
     ),
     "report": ("write report.html of a run", "ssl-toolkit report runs/NAME"),
     "bench": (
-        "time our losses, training steps, trainings and views against others'",
+        "time our losses, training steps, trainings, views, kNN and linear probes against others'",
         "ssl-toolkit bench criterion\n"
         "  ssl-toolkit bench criterion cases=A,nt_xent contenders=lightly rounds=10\n"
         "  ssl-toolkit bench step backbone=resnet50 batch_size=32\n"
         "  ssl-toolkit bench train cases=resnet18\n"
         "  ssl-toolkit bench views recipes=vicreg workers=4\n"
         "  ssl-toolkit bench knn ks=20,200\n"
+        "  ssl-toolkit bench linear\n"
         "  ssl-toolkit bench scaling worlds=8,64,512",
     ),
     "demo": (
@@ -113,19 +127,21 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         subparsers[name] = sub
+    _add_arguments(subparsers)
+    for name, what in OVERRIDES.items():
+        subparsers[name].add_argument("overrides", nargs="*", metavar="key=value", help=what)
+    return parser
+
+
+def _add_arguments(subparsers: Mapping[str, argparse.ArgumentParser]) -> None:
+    """What each command takes besides overrides."""
     subparsers["pretrain"].add_argument(
         "-m", "--multirun", action="store_true", help="one run per combination of values (seed=0,1,2)"
-    )
-    subparsers["pretrain"].add_argument(
-        "overrides", nargs="*", metavar="key=value", help="groups and keys of configs/pretrain.yaml"
     )
     subparsers["export"].add_argument("run", metavar="RUN", help="run folder")
     subparsers["export"].add_argument("--out", metavar="FILE", help="RUN/backbone-CHECKPOINT.safetensors by default")
     subparsers["export"].add_argument("--checkpoint", default="last", metavar="NAME", help="last, best or epoch-0010")
     subparsers["eval"].add_argument("protocols", help=f"comma-separated, of {PROTOCOLS}")
-    subparsers["eval"].add_argument(
-        "overrides", nargs="*", metavar="key=value", help="groups and keys of configs/eval.yaml"
-    )
     subparsers["data"].add_argument(
         "action",
         nargs="?",
@@ -138,30 +154,16 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder or list to check; keys of configs/data_check.yaml, groups and keys of configs/data_preview.yaml",
     )
     subparsers["reproduce"].add_argument("studies", help="comma-separated: table3, table4, ..., or all")
-    subparsers["reproduce"].add_argument(
-        "overrides", nargs="*", metavar="key=value", help="keys of configs/reproduce.yaml; others go to every run"
-    )
     subparsers["picture"].add_argument("kind", help="matches, pca, similarity or map")
-    subparsers["picture"].add_argument(
-        "overrides", nargs="*", metavar="key=value", help="groups and keys of configs/picture.yaml"
-    )
     subparsers["runs"].add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="runs by default")
     subparsers["runs"].add_argument("--csv", metavar="FILE", help="also write the list as CSV")
     subparsers["compare"].add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     subparsers["compare"].add_argument("--html", metavar="FILE", help="also write a self-contained page")
-    subparsers["compare"].add_argument("--csv", metavar="FILE", help="also write the table as CSV")
-    subparsers["compare"].add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
-    subparsers["compare"].add_argument("--latex", metavar="FILE", help="also write the table as LaTeX")
+    for kind in ("csv", "markdown", "latex"):
+        subparsers["compare"].add_argument(f"--{kind}", metavar="FILE", help=f"also write the table as {kind}")
     subparsers["report"].add_argument("run", metavar="RUN", help="run folder")
     subparsers["replay"].add_argument("file", metavar="FILE", help="a failed step of a run")
-    subparsers["bench"].add_argument("suite", help="criterion, step, train, views, knn or scaling")
-    subparsers["bench"].add_argument(
-        "overrides", nargs="*", metavar="key=value", help="keys of configs/bench_<suite>.yaml"
-    )
-    subparsers["demo"].add_argument(
-        "overrides", nargs="*", metavar="key=value", help="keys of configs/pretrain.yaml, for both methods"
-    )
-    return parser
+    subparsers["bench"].add_argument("suite", help=f"of {SUITES}")
 
 
 def _dispatch(args: argparse.Namespace, console: Console) -> int:

@@ -41,8 +41,9 @@ def evaluate(protocols: str, overrides: Sequence[str], console: Console) -> int:
         raise UserError(f"name the protocols first: ssl-toolkit eval knn,linear {protocols}")
     if any(parse(override).key_or_group == "protocol" for override in overrides):
         raise UserError("protocols are named first: ssl-toolkit eval knn,linear ...; knn.ks=[20] sets an option of one")
-    config, _ = eval_data_config(overrides)
+    config, data = eval_data_config(overrides)
     options = evaluation.eval_config(config)
+    evaluation.chosen_protocols(names, options)  # before anything is started or downloaded
     device = pick_device(options.device)
     world = planned_world(options.devices, device)
     if world.size > 1 and told_world() is None:
@@ -50,32 +51,35 @@ def evaluate(protocols: str, overrides: Sequence[str], console: Console) -> int:
         launch(world.size, EVALUATE, Path.cwd(), given, quiet=console.quiet)
         return 0
     join(world, process_device(device, world), hours=EVAL_HOURS)
-    _evaluate(names, overrides, console_of(world, console))
+    _evaluate(names, config, data, _scale_note(overrides, config), console_of(world, console))
     leave()
     return 0
 
 
 def evaluate_started(folder: Path, given: DictConfig, console: Console) -> None:
     """`evaluate` in one of the processes that it starts."""
+    config, data = eval_data_config(given.overrides)
     world = current_world()
-    options = evaluation.eval_config(eval_data_config(given.overrides)[0])
-    join(world, process_device(pick_device(options.device), world), hours=EVAL_HOURS)
-    _evaluate(given.protocols, given.overrides, console)
+    join(world, process_device(pick_device(config.device), world), hours=EVAL_HOURS)
+    _evaluate(given.protocols, config, data, _scale_note(given.overrides, config), console)
 
 
-def _evaluate(names: Sequence[str], overrides: Sequence[str], console: Console) -> None:
-    config, data = eval_data_config(overrides)
+def _evaluate(names: Sequence[str], config: DictConfig, data: DictConfig, scale: str, console: Console) -> None:
     source, out = source_of(config, data)
     out = out if config.out is None else Path(config.out)
-    _describe(names, source, data, config, console)
-    console.print(f"  [bold]scale[/bold]      {_scale_note(overrides, config)}", highlight=False, soft_wrap=True)
+    _describe(names, source, data, config, scale, console)
     results = evaluation.evaluate(names, source, data, config, out, console)
     console.print(evaluation.summary_table(results))
     console.print(f"results  {out}", highlight=False, soft_wrap=True)
 
 
 def _describe(
-    names: Sequence[str], source: evaluation.Source, data: DictConfig, config: DictConfig, console: Console
+    names: Sequence[str],
+    source: evaluation.Source,
+    data: DictConfig,
+    config: DictConfig,
+    scale: str,
+    console: Console,
 ) -> None:
     """What is about to run, before it does."""
     device = process_device(pick_device(config.device), current_world())
@@ -84,6 +88,7 @@ def _describe(
         "evaluating": f"{source.name} ({source.backbone.config.name}) on {data.name}",
         "device": describe_hardware(device, pick_precision(config.precision, device)),
         "protocols": "; ".join(f"{name}: {protocol.describes}" for name, protocol in chosen.items()),
+        "scale": scale,
     }
     for what, fact in facts.items():
         console.print(f"  [bold]{what:10}[/bold] {escape(fact)}", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from ssl_toolkit import evaluation, training
 from ssl_toolkit.backbones import BackboneConfig
 from ssl_toolkit.config import compose_config, parse
 from ssl_toolkit.errors import UserError
+from ssl_toolkit.files import sha256
 from ssl_toolkit.processes.world import from_first
 from ssl_toolkit.registry import typed
 from ssl_toolkit.zoo import IMAGENET_MEAN, IMAGENET_STD, load_official, published, zoo_file
@@ -81,4 +82,4 @@ def _zoo_source(name: str) -> evaluation.Source:
     path = from_first(lambda: zoo_file(name))
     statistics = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
     backbone = load_official(path, entry.arch)
-    return evaluation.Source(backbone, statistics, name, str(path), evaluation.sha256(path))
+    return evaluation.Source(backbone, statistics, name, str(path), sha256(path))

@@ -11,6 +11,7 @@ import torch
 
 from ssl_toolkit import cli
 from ssl_toolkit.backbones import create_backbone
+from ssl_toolkit.bench import SUITES
 from ssl_toolkit.cli import main
 from ssl_toolkit.config import compose_config
 from ssl_toolkit.eval_commands import _scale_note, eval_data_config
@@ -44,8 +45,9 @@ def test_the_scale_follows_the_data_unless_it_is_given(overrides: list[str], sca
     assert _scale_note(overrides, config).startswith(says)
 
 
-def test_help_names_every_protocol() -> None:
+def test_help_names_every_protocol_and_suite() -> None:
     assert sorted(cli.PROTOCOLS.split(", ")) == PROTOCOLS.names()
+    assert sorted(cli.SUITES.split(", ")) == SUITES.names()
 
 
 def test_an_option_given_wins_over_the_scale() -> None:

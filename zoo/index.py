@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ssl_toolkit.errors import UserError, unknown
-from ssl_toolkit.files import atomic_path, cache_dir, write_text
+from ssl_toolkit.files import atomic_path, cache_dir, sha256, write_text
 from ssl_toolkit.progress import progress_bar
 
 BASE = "https://dl.fbaipublicfiles.com/vicregl"
@@ -73,8 +72,8 @@ def zoo_file(name: str, console: Console | None = None) -> Path:
     kept = path.with_name(f"{path.name}.sha256")
     if not path.is_file():
         _download(entry.url, path, console)
-        write_text(kept, f"{_sha256(path)}\n")
-    elif kept.is_file() and kept.read_text(encoding="utf-8").strip() != _sha256(path):
+        write_text(kept, f"{sha256(path)}\n")
+    elif kept.is_file() and kept.read_text(encoding="utf-8").strip() != sha256(path):
         raise UserError(f"{path} is not what was downloaded (its SHA-256 differs from {kept.name}): delete both files")
     return path
 
@@ -95,11 +94,3 @@ def _download(url: str, path: Path, console: Console | None) -> None:
     except (urllib.error.URLError, OSError, TimeoutError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(f"cannot download {url} ({reason}): put the file at {path} yourself") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -11,7 +11,7 @@ from ssl_toolkit.evaluation.local_matching import MatchingConfig
 from ssl_toolkit.evaluation.protocol import PROTOCOLS, EvalData, Outcome, Protocol
 from ssl_toolkit.evaluation.results import Result, summary_table
 from ssl_toolkit.evaluation.segmentation import SegmentationAugmentedConfig, SegmentationConfig
-from ssl_toolkit.evaluation.source import Source, file_source, run_source, sha256, untrained_source
+from ssl_toolkit.evaluation.source import Source, file_source, run_source, untrained_source
 from ssl_toolkit.evaluation.spectrum import SpectrumConfig
 from ssl_toolkit.evaluation.suite import EvalConfig, chosen_protocols, eval_config, evaluate, evaluate_on
 
@@ -45,7 +45,6 @@ __all__ = [
     "file_source",
     "knn_predict",
     "run_source",
-    "sha256",
     "summary_table",
     "untrained_source",
 ]

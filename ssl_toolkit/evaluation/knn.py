@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from ssl_toolkit.criteria.distributed import rank, world_size
+from ssl_toolkit.criteria.distributed import rank, sum_over_ranks, world_size
 from ssl_toolkit.data.base import ImageDataset
 from ssl_toolkit.errors import UserError, unknown
 from ssl_toolkit.evaluation.bank import Bank
@@ -204,9 +203,7 @@ class Knn(Protocol):
             for rows, near, voters in zip(*(torch.split(x, size) for x in (part, similarity, labels[index]))):
                 scores = vote(near, voters, ks, temperatures, classes)
                 found[..., rows.to(bank.device)] = ranks(scores, split.labels[rows].to(bank.device))
-        if world_size() > 1:
-            dist.all_reduce(found)
-        return found.cpu()
+        return sum_over_ranks(found).cpu()
 
 
 def _share(split: FeatureBank) -> Tensor:

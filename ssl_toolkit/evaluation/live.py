@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ssl_toolkit.criteria.distributed import rank, world_size
+from ssl_toolkit.criteria.distributed import rank, sum_over_ranks, world_size
 from ssl_toolkit.errors import Terminated, UserError
 from ssl_toolkit.evaluation.unfinished import Unfinished, held_signals
 from ssl_toolkit.processes.world import agree, from_first
@@ -121,7 +121,6 @@ def train(
     title: str,
     unfinished: Unfinished,
     finite: bool = True,
-    clip_norm: float | None = None,
     console: Console | None = None,
 ) -> None:
     """Train ``network`` by ``optimizer`` on ``samples``, from where unfinished work stopped.
@@ -135,7 +134,6 @@ def train(
         loss: of this process's part of a batch, which it moves to ``device`` itself. Summed over the processes it is
             the loss of the whole batch: divide by counts of the whole batch (`joined`).
         finite: stop with an error where the loss is not finite; false where heads side by side may diverge one by one.
-        clip_norm: of all gradients together.
 
     Raises:
         UserError: an image that cannot be read, or a loss that is not finite.
@@ -162,20 +160,26 @@ def train(
             torch.manual_seed((plan.seed * 1_000_003 + step) * 4_096 + rank())
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * factor(step)
-            optimizer.zero_grad(set_to_none=True)
-            value = loss(batch)
+            value = _update(network, optimizer, loss, batch)
             if finite and (step % CHECK_STEPS == 0 or step == plan.steps - 1):
                 _require_finite(value, title, step)
-            torch.autograd.backward(value)
-            sum_gradients(network)
-            if clip_norm is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
-            optimizer.step()
             bar.advance(images)
         _keep(plan.steps, network, optimizer, unfinished)
         event = _agreed(_event(None, caught, saved), device)
         if event in (STOP, TERMINATE):
             raise _stopped(event, f"{title} at its end", unfinished)
+
+
+def _update(
+    network: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[Batch], Tensor], batch: Batch
+) -> Tensor:
+    """One step down the gradient of the batch of all processes; this process's part of its loss."""
+    optimizer.zero_grad(set_to_none=True)
+    value = loss(batch)
+    torch.autograd.backward(value)
+    sum_gradients(network)
+    optimizer.step()
+    return value.detach()
 
 
 def cosine(steps: int, warmup: int = 0) -> Callable[[int], float]:
@@ -279,17 +283,14 @@ def average_statistics(network: nn.Module) -> None:
 
 
 def _require_finite(value: Tensor, title: str, step: int) -> None:
-    joined_value = joined(value.detach())
+    joined_value = joined(value)
     if not bool(joined_value.isfinite()):
         raise Diverged(f"{title}: the loss is {float(joined_value)} at step {step}: lower the learning rate")
 
 
 def joined(count: Tensor) -> Tensor:
     """``count`` added up over the processes, without a graph."""
-    total = count.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return total
+    return sum_over_ranks(count.detach().clone())
 
 
 def sum_gradients(network: nn.Module) -> None:

@@ -15,6 +15,7 @@ from ssl_toolkit.backbones import Backbone, BackboneConfig, create_backbone, loa
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation.features import Preparation, calibrate_batchnorm
+from ssl_toolkit.files import sha256
 from ssl_toolkit.hardware import pick_device
 from ssl_toolkit.registry import typed
 
@@ -45,15 +46,6 @@ class Source:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def file_source(path: Path, expect: BackboneConfig | None = None, name: str | None = None) -> Source:

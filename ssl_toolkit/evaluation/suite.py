@@ -39,7 +39,7 @@ from ssl_toolkit.registry import typed
 UNFINISHED = ".unfinished"
 """Folder beside the results for work that was stopped."""
 
-SAME_IMAGES = "val and test are the same images here: the setting was chosen on what is reported"
+SAME_IMAGES = "val and test are the same images here: what was chosen on val was chosen on what is reported"
 
 COMPOSED = ("data", "backbone", "scale")
 """Groups that the command line composes into the same config; read by `Source` and `evaluate`, not here."""
@@ -179,7 +179,7 @@ def evaluate_on(
 def _run(name: str, protocol: Protocol, data: EvalData, shared: Mapping[str, Any], same_images: bool) -> Result:
     start = time.perf_counter()
     outcome = protocol.run(data) if protocol.parallel else from_first(lambda: protocol.run(data))
-    if len(outcome.grid) > 1 and outcome.selected and same_images:
+    if same_images and len(outcome.grid) > 1 and any(key.startswith("val_") for key in outcome.grid[0]):
         outcome.notes.append(SAME_IMAGES)
     return Result(
         protocol=name,

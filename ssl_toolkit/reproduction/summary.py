@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_toolkit.files import read_json
+from ssl_toolkit.reporting.cost import cost
 from ssl_toolkit.reporting.runs import RunFolder
 from ssl_toolkit.reproduction.jobs import DONE, Job
 from ssl_toolkit.reproduction.studies import COLUMNS, Study
@@ -142,11 +143,10 @@ def summarise(
 
 
 def _value(run: RunFolder, column: str, scale: str) -> float:
-    if column == "time":  # of the whole run, in minutes, from its median throughput
-        images = run.metrics["step"][-1] * run.config["trainer"]["batch_size"]
-        return float(images / np.median(run.curve("images_per_second")[1]) / 60)
-    if column == "memory":
-        return float(read_json(run.path / DONE)["memory_gib"])
+    if column == "time":
+        return cost(run).get("training minutes", math.nan)
+    if column == "memory":  # of the GPU where it was logged, else of the process
+        return cost(run).get("peak GiB", float(read_json(run.path / DONE)["memory_gib"]))
     protocol, metric = SOURCES[column][scale]
     found = [result for (name, _), result in run.latest().items() if name == protocol]
     return found[0].metrics[metric] if found else math.nan

@@ -26,7 +26,8 @@ def _work(folder: Path, console: Console) -> None:
     plan = read_json(folder / PLAN)
     config: Any = OmegaConf.create(plan["config"])
     training.carry_on(folder, config, console)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     for protocols, overrides in plan["evaluations"]:
         evaluate(protocols, [override_of("run", folder), *overrides], console)
     write_json(folder / DONE, {"evaluated_by": plan["evaluated_by"], "memory_gib": round(memory, 3)})

@@ -18,6 +18,7 @@ from rich.console import Console
 import ssl_toolkit.configs
 from ssl_toolkit.backbones import create_backbone
 from ssl_toolkit.config import choices, compose_config
+from ssl_toolkit.data import build_dataset
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation import (
     PROTOCOLS,
@@ -37,6 +38,7 @@ from ssl_toolkit.evaluation import suite as suite_module
 from ssl_toolkit.evaluation.extraction import Extraction
 from ssl_toolkit.reporting.masks import read_examples
 from ssl_toolkit.reporting.runs import read_result
+from tests.data.sets import test_ade20k
 from tests.evaluation.fakes import ArrayDataset, ColourBackbone, colour_blocks
 
 ALL = ["knn", "linear", "segmentation"]
@@ -269,3 +271,23 @@ def test_an_untrained_network_on_digit_scenes(tmp_path: Path) -> None:
         assert a.data_fingerprint == b.data_fingerprint
     assert first[2].metrics["miou"] > 5
     assert backbone.training
+
+
+def test_a_note_says_where_val_is_test(tmp_path: Path) -> None:
+    same = datasets() | {"val": colour_blocks(SPLITS["test"], "test")}
+    assert same["val"].fingerprint() == same["test"].fingerprint()
+    (plain,) = evaluate_on(["knn"], colours(), datasets(), QUICK)
+    (noted,) = evaluate_on(["knn"], colours(), same, QUICK)
+    own = dataclasses.replace(QUICK, knn=dataclasses.replace(QUICK.knn, leave_one_out=True))
+    (trained,) = evaluate_on(["knn"], colours(), same, own)
+    assert suite_module.SAME_IMAGES not in plain.notes
+    assert suite_module.SAME_IMAGES in noted.notes
+    assert suite_module.SAME_IMAGES not in trained.notes
+
+
+def test_published_sets_without_test_labels_are_noticed(tmp_path: Path) -> None:
+    test_ade20k.tree(tmp_path)
+    prints = [
+        build_dataset({"name": "ade20k", "root": str(tmp_path)}, split).fingerprint() for split in ("val", "test")
+    ]
+    assert prints[0] == prints[1]

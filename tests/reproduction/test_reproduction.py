@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from ssl_toolkit.reproduction import jobs as jobs_module
 from ssl_toolkit.reproduction import read_study, run_identity, study_names
 from ssl_toolkit.reproduction.jobs import DONE, Job, ReproduceConfig, plan, run_jobs
 from ssl_toolkit.reproduction.summary import Estimate, Summary, as_csv, markdown, summarise, terminal
+from tests.helpers import heed_interrupts
 
 QUICK = ["data.train_size=32", "data.val_size=16", "data.test_size=16", "trainer.epochs=1", "trainer.batch_size=16",
          "trainer.workers=0", "trainer.precision=fp32"]  # fmt: skip
@@ -177,6 +180,64 @@ def test_a_study_runs_and_is_not_run_again(
         assert (folder / "results" / "segmentation-digit_scenes.json").is_file()
     assert main(argv) == 0
     assert "2 finished before, 0 to do" in capsys.readouterr().out
+
+
+def finished(job: Job, metrics: str, **results: float) -> None:
+    """A run's folder as training and evaluation leave it, as far as tables read it."""
+    (job.folder / "results").mkdir(parents=True)
+    (job.folder / "config.yaml").write_text("method: {name: x}\ntrainer: {batch_size: 60}\n")
+    (job.folder / "metrics.csv").write_text(metrics)
+    write_json(job.folder / DONE, {"evaluated_by": "x", "memory_gib": 1.5})
+    for protocol, (metric, value) in {"linear": ("top1", results.get("top1")),
+                                      "segmentation": ("miou", results.get("miou"))}.items():  # fmt: skip
+        if value is not None:
+            result = {"protocol": protocol, "data": "digit_scenes", "metrics": {metric: value, "other": 1.0}}
+            write_json(job.folder / "results" / f"{protocol}-digit_scenes.json", result)
+
+
+def test_time_and_memory_are_what_was_logged(tmp_path: Path) -> None:
+    study = read_study("table11")
+    first, second = plan([study], ReproduceConfig(out=str(tmp_path), seeds=[0]), QUICK)
+    finished(first, "step,images_per_second\n1,50\n10,100\n100,400\n")
+    finished(second, "step,images_per_second,peak_memory_gib\n1,50,11\n50,50,12\n")
+    summary = summarise(study, [first, second], "mini", [0], {})
+    assert summary.values["VICReg"] == {"time": [1.0], "memory": [1.5]}  # 100 steps of 60 images, 100 a second
+    assert summary.values["VICRegL"] == {"time": [1.0], "memory": [12.0]}
+
+
+def test_a_table_reads_linear_accuracy_and_miou(tmp_path: Path) -> None:
+    study = read_study("table3")
+    options = ReproduceConfig(out=str(tmp_path), seeds=[5, 6])
+    jobs = plan([study], options, QUICK)
+    for number, job in enumerate(jobs):
+        finished(job, "step,loss\n1,2\n", top1=50.0 + number, miou=20.0 + number)
+    summary = summarise(study, jobs, "mini", options.seeds, {})
+    rows = [row.name for row in study.rows]
+    assert [summary.values[name]["classification"] for name in rows] == [[50 + i, 54 + i] for i in range(4)]
+    assert [summary.values[name]["segmentation"] for name in rows] == [[20 + i, 24 + i] for i in range(4)]
+    assert summary.folders["none"] == [str(jobs[0].folder), str(jobs[4].folder)]
+
+
+@pytest.mark.command
+def test_a_study_that_is_stopped_goes_on(tmp_path: Path) -> None:
+    """Ctrl+C in the middle of a run: it keeps a checkpoint, and the same command ends what it began."""
+    argv = [sys.executable, "-m", "ssl_toolkit.cli", "reproduce", "table11", "seeds=[0]", "parallel=1", *QUICK]
+    argv += ["trainer.epochs=40", "data.train_size=64", "trainer.checkpoint_every=4", "monitor.knn_every=null"]
+    process = subprocess.Popen(argv, cwd=tmp_path, preexec_fn=heed_interrupts, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("reproduced/runs/*/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 130
+    assert "the same command goes on" in errors
+    (begun,) = (tmp_path / "reproduced" / "runs").iterdir()
+    assert not (begun / DONE).exists()
+    assert subprocess.run(argv, cwd=tmp_path, timeout=500, check=False).returncode == 0
+    assert len(list(tmp_path.glob(f"reproduced/runs/*/{DONE}"))) == 2
+    assert "resuming" in (begun / "reproduce.log").read_text()
 
 
 def test_a_run_that_failed_in_training_is_summed_up_as_missing(tmp_path: Path) -> None:
