@@ -63,6 +63,8 @@ class Method(nn.Module):
     """
 
     backbone: Backbone
+    progress: float = 0.0
+    """Share of the training that is done; the trainer sets it before every step, for what changes along the way."""
 
     def embed(self, batch: ViewBatch) -> Embedded:
         """The embeddings of normalised views."""
@@ -184,7 +186,7 @@ class JointEmbedding(Method):
                 CellMap(vectors, self.local.locate(batch, view, size), large=view < batch.num_large)
                 for view, (vectors, size) in enumerate(zip(embedded.cells, embedded.sizes))
             ]
-            cells, statistics = self.local.evaluate(maps)
+            cells, statistics = self.local.evaluate(maps, self.progress)
             parts.append((1.0 - self.alpha) * cells.total)
             terms |= cells.terms
         first = embedded.whole[0].detach() if embedded.whole else None

@@ -13,13 +13,17 @@ from torch import Tensor
 from ssl_toolkit.criteria import Criterion, Loss, Matching, full_precision, matched_loss, view_pairs
 from ssl_toolkit.errors import unknown
 from ssl_toolkit.matching import (
+    RANKS,
     CellAxes,
     Matches,
     Nearest,
     cell_axes,
     match_statistics,
+    mutual,
     nearest_features,
     nearest_locations,
+    ratios,
+    spread_out,
     squared_distances,
     top_gamma,
     within,
@@ -43,6 +47,12 @@ class LocalConfig:
             view of a pair and the second to the other, as the published code does whatever their sizes.
         flip_aware: whether the location grid of a flipped view runs from right to left.
         sum_directions: True adds the two directions of a match (Eq. 4), False averages them.
+        feature_rank: by what feature pairs compete where ``feature_gamma`` keeps some: ``distance`` (the paper),
+            ``ratio`` of the nearest to the second nearest distance, or ``spread``: the closest of each block of 2 x 2
+            cells before any block's second.
+        mutual: feature pairs that are not each other's nearest are not pulled together.
+        feature_max_distance: as ``max_distance``, for feature pairs.
+        feature_after: share of the training before which feature matching is off.
         max_distance: location pairs whose centres are farther apart are not pulled together, though they still count in
             the statistics of their slot; in diagonals of a cell, the larger of the two views' (PixPro uses 0.7). None,
             the default and what the paper does, pulls all of them together, also those of crops that do not overlap.
@@ -59,18 +69,29 @@ class LocalConfig:
     sum_directions: bool | None = None
     max_distance: float | None = None
     order: str | None = None
+    feature_rank: str = "distance"
+    mutual: bool = False
+    feature_max_distance: float | None = None
+    feature_after: float = 0.0
 
     def __post_init__(self) -> None:
         for key, valid in (
             ("matching", MATCHINGS),
             ("gamma_by", ("size", "argument")),
             ("order", ("raster", "distance")),
+            ("feature_rank", RANKS),
         ):
             value = getattr(self, key)
             if value is not None and value not in valid:
                 raise unknown(f"local.{key}", value, valid)
-        if self.max_distance is not None and not self.max_distance > 0:
-            raise ValueError(f"local.max_distance must be positive, in cell diagonals, not {self.max_distance}")
+        for key in ("max_distance", "feature_max_distance"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"local.{key} must be positive, in cell diagonals, not {value}")
+        if not 0 <= self.feature_after < 1:
+            raise ValueError(f"local.feature_after is a share of the training, 0 to below 1, not {self.feature_after}")
+        if self.feature_after and (self.matching != "both" or not self.location_weight):
+            raise ValueError("local.feature_after needs matching=both: before it nothing would train the local head")
         if min(self.location_weight, self.feature_weight) < 0:
             raise ValueError("local.location_weight and local.feature_weight must not be negative")
         for key in ("gamma", "feature_gamma"):
@@ -181,39 +202,67 @@ class LocalCriterion:
         """Loss of all views, large ones first, its terms named ``location_<term>`` and ``feature_<term>``."""
         return self.evaluate(maps)[0]
 
-    def evaluate(self, maps: Sequence[CellMap]) -> tuple[Loss, Callable[[], dict[str, Tensor]]]:
-        """The loss, and a function that computes `match_statistics` of this batch, averaged over its pairs."""
+    def evaluate(self, maps: Sequence[CellMap], progress: float = 1.0) -> tuple[Loss, Callable[[], dict[str, Tensor]]]:
+        """The loss, and a function that computes `match_statistics` of this batch, averaged over its pairs.
+
+        Args:
+            progress: share of the training that is done, for ``feature_after``.
+        """
         vectors = [full_precision(m.vectors) for m in maps]
         true_axes = [m.axes for m in maps]
         axes = true_axes if self.config.flip_aware else [_unflipped(a) for a in true_axes]
         large = [m.large for m in maps]
-        directions = list(self._directions(axes, large, [v.detach() for v in vectors]))
+        kinds = [(k, w) for k, w in self.config.kinds() if k == "location" or progress >= self.config.feature_after]
+        directions = list(self._directions(kinds, axes, large, [v.detach() for v in vectors]))
         loss = matched_loss(self.criterion, vectors, [self._matching(axes, d) for d in directions])
         return loss, partial(_statistics, true_axes, directions)
 
     def _matching(self, axes: Sequence[CellAxes], d: Direction) -> Matching:
         """A direction as the criterion takes it."""
-        valid = None
-        if d.kind == "location" and self.config.max_distance is not None:
-            valid = within(d.kept, axes[d.x], axes[d.y], self.config.max_distance)
+        limit = self.config.max_distance if d.kind == "location" else self.config.feature_max_distance
+        valid = None if limit is None else within(d.kept, axes[d.x], axes[d.y], limit)
+        if d.mutual is not None:
+            certain = d.mutual.gather(1, d.kept.query)
+            valid = certain if valid is None else valid & certain
         every = self.config.order == "raster" and d.kept.key.shape == d.nearest.key.shape
         return Matching(d.kind, d.x, d.y, None if every else d.kept.query, d.kept.key, d.weight, valid)
 
     def _directions(
-        self, axes: Sequence[CellAxes], large: Sequence[bool], vectors: Sequence[Tensor]
+        self,
+        kinds: Sequence[tuple[str, float]],
+        axes: Sequence[CellAxes],
+        large: Sequence[bool],
+        vectors: Sequence[Tensor],
     ) -> Iterator[Direction]:
         """All matchings between pairs of views, each pair's distances computed once."""
         share = 1.0 if self.config.sum_directions else 0.5
-        for kind, kind_weight in self.config.kinds():
-            cache: dict[tuple[int, int], Nearest] = {}
+        for kind, kind_weight in kinds:
+            cache: dict[tuple[int, int], Candidates] = {}
             for m, n, pair_weight in self._pairs(large, kind):
                 if (m, n) not in cache:
-                    cache[m, n], cache[n, m] = _nearest(kind, axes, vectors, m, n)
+                    cache[m, n], cache[n, m] = self._candidates(kind, axes, vectors, m, n)
                 for argument, (x, y) in enumerate(((m, n), (n, m))):
-                    nearest = cache[x, y]
+                    nearest, score, certain = cache[x, y]
                     gamma = self.kept_pairs(kind, large[x], argument, nearest.key.shape[1])
-                    kept = top_gamma(nearest, gamma, str(self.config.order))
-                    yield Direction(kind, x, y, pair_weight * kind_weight * share, nearest, kept)
+                    kept = top_gamma(nearest, gamma, str(self.config.order), score)
+                    yield Direction(kind, x, y, pair_weight * kind_weight * share, nearest, kept, certain)
+
+    def _candidates(
+        self, kind: str, axes: Sequence[CellAxes], vectors: Sequence[Tensor], m: int, n: int
+    ) -> tuple[Candidates, Candidates]:
+        """From view ``m`` to ``n`` and back."""
+        if kind == "location":
+            there, back = nearest_locations(axes[m], axes[n]), nearest_locations(axes[n], axes[m])
+            return Candidates(there), Candidates(back)
+        squared = squared_distances(vectors[m], vectors[n])
+        there, back = nearest_features(squared), nearest_features(squared.mT)
+        scores: list[Tensor | None] = [None, None]
+        if self.config.feature_rank == "ratio":
+            scores = [ratios(squared), ratios(squared.mT)]
+        elif self.config.feature_rank == "spread":
+            scores = [spread_out(d.distance, axes[v].x.shape[1]) for d, v in ((there, m), (back, n))]
+        certain = (mutual(there, back), mutual(back, there)) if self.config.mutual else (None, None)
+        return Candidates(there, scores[0], certain[0]), Candidates(back, scores[1], certain[1])
 
     def _pairs(self, large: Sequence[bool], kind: str) -> list[tuple[int, int, float]]:
         """Pairs with their weight; (m, n) and (n, m) are one pair of weight two unless gamma depends on the order."""
@@ -225,8 +274,17 @@ class LocalCriterion:
         return [(m, n, (2 if n < num_large else 1) / len(ordered)) for m, n in ordered if m < n]
 
 
+class Candidates(NamedTuple):
+    """The nearest cell of every cell; what is low for the pairs to keep, None for the distance; which of them are
+    mutual, None where that is not asked."""
+
+    nearest: Nearest
+    score: Tensor | None = None
+    mutual: Tensor | None = None
+
+
 class Direction(NamedTuple):
-    """Matches of one kind from view ``x`` to view ``y``: of every cell, and those kept."""
+    """Matches of one kind from view ``x`` to view ``y``: of every cell, those kept, and which cells' are mutual."""
 
     kind: str
     x: int
@@ -234,19 +292,12 @@ class Direction(NamedTuple):
     weight: float
     nearest: Nearest
     kept: Matches
+    mutual: Tensor | None
 
 
 def _unflipped(axes: CellAxes) -> CellAxes:
     """The grid as if no view had been mirrored."""
     return axes._replace(x=axes.x.sort(dim=1).values)
-
-
-def _nearest(kind: str, axes: Sequence[CellAxes], vectors: Sequence[Tensor], m: int, n: int) -> tuple[Nearest, Nearest]:
-    """From view ``m`` to ``n`` and back."""
-    if kind == "location":
-        return nearest_locations(axes[m], axes[n]), nearest_locations(axes[n], axes[m])
-    squared = squared_distances(vectors[m], vectors[n])
-    return nearest_features(squared), nearest_features(squared.mT)
 
 
 def _statistics(axes: Sequence[CellAxes], directions: Sequence[Direction]) -> dict[str, Tensor]:

@@ -11,10 +11,12 @@ from ssl_toolkit.matching.neighbours import (
     top_gamma,
     within,
 )
+from ssl_toolkit.matching.rules import RANKS, mutual, ratios, spread_out
 from ssl_toolkit.matching.statistics import match_statistics
 from ssl_toolkit.matching.tables import MatchTable, match_tables
 
 __all__ = [
+    "RANKS",
     "CellAxes",
     "MatchTable",
     "Matches",
@@ -22,9 +24,12 @@ __all__ = [
     "cell_axes",
     "match_statistics",
     "match_tables",
+    "mutual",
     "nearest_features",
     "nearest_locations",
     "pixel_distances",
+    "ratios",
+    "spread_out",
     "squared_distances",
     "top_gamma",
     "within",

@@ -121,13 +121,16 @@ def nearest_features(squared: Tensor) -> Nearest:
 
 
 @torch.no_grad()
-def top_gamma(nearest: Nearest, gamma: int | None = None, order: str = "raster") -> Matches:
+def top_gamma(
+    nearest: Nearest, gamma: int | None = None, order: str = "raster", score: Tensor | None = None
+) -> Matches:
     """The ``gamma`` closest of the P pairs of each image, ties to the earlier query cell.
 
     Args:
         gamma: how many pairs to keep; None keeps all. Above P it is clamped to P with a warning.
-        order: of the kept pairs: ``raster`` by query cell, ``distance`` closest first. Criteria whose statistics are
+        order: of the kept pairs: ``raster`` by query cell, ``distance`` best first. Criteria whose statistics are
             per slot depend on it.
+        score: ``(B, P)``, what is low for the pairs to keep; None takes the distance.
 
     Raises:
         ValueError: a gamma that is no whole number or below 1, an unknown order, shapes that disagree.
@@ -137,6 +140,8 @@ def top_gamma(nearest: Nearest, gamma: int | None = None, order: str = "raster")
     key, distance = nearest
     if key.ndim != 2 or key.shape != distance.shape:
         raise ValueError(f"nearest key {tuple(key.shape)}, distance {tuple(distance.shape)}; expected (B, P) both")
+    if score is not None and score.shape != key.shape:
+        raise ValueError(f"score {tuple(score.shape)}; expected {tuple(key.shape)}, that of the pairs")
     if order not in ORDERS:
         raise ValueError(f"order must be {' or '.join(map(repr, ORDERS))}, not {order!r}")
     cells = key.shape[1]
@@ -148,7 +153,7 @@ def top_gamma(nearest: Nearest, gamma: int | None = None, order: str = "raster")
     if order == "raster" and (gamma is None or gamma >= cells):
         everything = torch.arange(cells, device=key.device).expand_as(key)
         return Matches(everything, key, distance)
-    kept = distance.argsort(dim=1, stable=True)[:, :gamma]
+    kept = (distance if score is None else score).argsort(dim=1, stable=True)[:, :gamma]
     if order == "raster":
         kept = kept.sort(dim=1).values
     return Matches(kept, key.gather(1, kept), distance.gather(1, kept))

@@ -98,6 +98,7 @@ class Pretraining(pl.LightningModule):
             self._saved = Buffers(self.method)
         self._saved.save()
         self._open = True
+        self.method.progress = self.position() / self.total_steps
         try:
             if self.accumulate > 1:
                 output = accumulated(self.method, batch, self.accumulate, self._saved, self._seed)

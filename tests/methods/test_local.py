@@ -68,15 +68,25 @@ def loop_loss(maps: Maps, values: dict[str, Any], criterion: Criterion, kinds: l
                             distances = [(x[b, p] - v).norm().item() for v in y[b]]
                         best = min(range(len(distances)), key=distances.__getitem__)
                         scored.append((distances[best], p, best))
-                    kept = sorted(scored)[:keep]
+                    if kind == "feature":
+                        kept = [scored[p] for p in loop_order(values, scored, x[b], y[b], size[1])][:keep]
+                    else:
+                        kept = sorted(scored)[:keep]
                     if values["order"] == "raster":
                         kept.sort(key=lambda s: s[1])
                     diagonals = [
                         math.hypot((box[3] - box[1]) / h, (box[2] - box[0]) / w)
                         for box, (h, w) in ((boxes[b], size), (other_boxes[b], other_size))
                     ]
-                    limit = (values.get("max_distance") or math.inf) * max(diagonals)
-                    near.append([kind != "location" or s[0] <= limit for s in kept])
+                    cap = values.get("max_distance" if kind == "location" else "feature_max_distance")
+                    limit = (cap or math.inf) * max(diagonals)
+                    near.append(
+                        [
+                            math.dist(here[p], there[q]) <= limit
+                            and (kind == "location" or not values.get("mutual") or loop_back(y[b, q], x[b]) == p)
+                            for _, p, q in kept
+                        ]
+                    )
                     rows_x.append(torch.stack([x[b, p] for _, p, _ in kept]))
                     rows_y.append(torch.stack([y[b, q] for _, _, q in kept]))
                 weights = torch.tensor(near, dtype=torch.float64)
@@ -91,6 +101,32 @@ def loop_loss(maps: Maps, values: dict[str, Any], criterion: Criterion, kinds: l
                 share = 1.0 if values["sum_directions"] else 0.5
                 result += share * sum(per_slot) / len(per_slot)
     return result / len(ordered)
+
+
+def loop_back(vector: Tensor, others: Tensor) -> int:
+    """The first of the vectors nearest to ``vector``."""
+    distances = [(vector - other).norm().item() for other in others]
+    return min(range(len(distances)), key=distances.__getitem__)
+
+
+def loop_order(
+    values: dict[str, Any], scored: list[tuple[float, int, int]], x: Tensor, y: Tensor, width: int
+) -> list[int]:
+    """Query cells, the first to be kept first."""
+    rank = values.get("feature_rank", "distance")
+    closest = [p for _, p, _ in sorted(scored)]
+    if rank == "ratio":
+        two = [sorted((x[p] - v).norm().item() for v in y)[:2] for p in range(len(x))]
+        return sorted(range(len(x)), key=lambda p: two[p][0] / two[p][1])
+    if rank == "spread":
+        seen: dict[tuple[int, int], int] = {}
+        turns = []
+        for p in closest:
+            block = (p // width // 2, p % width // 2)
+            turns.append((seen.get(block, 0), len(turns), p))
+            seen[block] = seen.get(block, 0) + 1
+        return [p for _, _, p in sorted(turns)]
+    return closest
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -154,6 +190,10 @@ def test_weights_and_switches_are_independent() -> None:
         ({"gamma": [2.5, 1]}, "a count, a share below 1"),
         ({"gamma": [-1, 4]}, "two numbers"),
         ({"order": "random"}, "valid: distance, raster"),
+        ({"feature_rank": "ratios"}, "did you mean 'ratio'"),
+        ({"feature_max_distance": 0.0}, "local.feature_max_distance must be positive"),
+        ({"feature_after": 1.0}, "local.feature_after is a share"),
+        ({"feature_after": 0.5, "matching": "feature"}, "needs matching=both"),
         ({"gamma": "many"}, "local.gamma"),
         ({"gama": [20, 4]}, "did you mean 'gamma'"),
     ],
@@ -171,7 +211,15 @@ def test_an_unknown_preset_is_named() -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 @pytest.mark.parametrize(
     "options",
-    [{"order": "distance"}, {"max_distance": 0.9}, {"order": "distance", "max_distance": 0.9, "gamma": [0.0, 0.0]}],
+    [
+        {"order": "distance"},
+        {"max_distance": 0.9},
+        {"order": "distance", "max_distance": 0.9, "gamma": [0.0, 0.0]},
+        {"mutual": True},
+        {"feature_max_distance": 1.5, "mutual": True, "feature_gamma": [9.0, 3.0]},
+        {"feature_rank": "ratio", "feature_gamma": [0.4, 0.5]},
+        {"feature_rank": "spread", "feature_gamma": [0.4, 0.5]},
+    ],
 )
 @pytest.mark.parametrize("family", ["vicreg", "contrastive"])
 @pytest.mark.filterwarnings("ignore:gamma")
@@ -214,3 +262,15 @@ def test_a_gamma_of_one_is_a_pair_not_all() -> None:
     local = LocalCriterion(resolve(LocalConfig(gamma=[1.0, 0.99]), "ours"), VICRegCriterion())
     assert local.kept_pairs("location", True, 0, 49) == 1
     assert local.kept_pairs("location", False, 0, 49) == 49
+
+
+def test_feature_matching_can_wait() -> None:
+    maps = make_maps([(4, 4), (4, 4)], 2)
+    cell_maps = [
+        CellMap(v, cell_axes(torch.tensor(boxes, dtype=torch.float64), *size, torch.tensor(flips)), large)
+        for v, boxes, flips, size, large in maps
+    ]
+    local = LocalCriterion(resolve(LocalConfig(feature_after=0.3), "ours"), VICRegCriterion())
+    before, after = (local.evaluate(cell_maps, progress)[0].terms for progress in (0.29, 0.3))
+    assert {name.split("_")[0] for name in before} == {"location"}
+    assert {name.split("_")[0] for name in after} == {"location", "feature"}
