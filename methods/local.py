@@ -30,6 +30,7 @@ from ssl_toolkit.matching import (
 )
 from ssl_toolkit.views.batch import ViewBatch
 
+STATISTICS = ("pairs", "maps")
 MATCHINGS = ("both", "location", "feature", "none")
 
 
@@ -47,6 +48,9 @@ class LocalConfig:
             view of a pair and the second to the other, as the published code does whatever their sizes.
         flip_aware: whether the location grid of a flipped view runs from right to left.
         sum_directions: True adds the two directions of a match (Eq. 4), False averages them.
+        statistics: of what variance and covariance over the batch are: ``pairs``, the matched vectors of each slot (the
+            paper), or ``maps``, each position of each map. A slot of filtered pairs has cells of many positions, so
+            that embeddings can tell images apart, and agree between views, by saying where in the view they lie.
         feature_rank: by what feature pairs compete where ``feature_gamma`` keeps some: ``distance`` (the paper),
             ``ratio`` of the nearest to the second nearest distance, or ``spread``: the closest of each block of 2 x 2
             cells before any block's second.
@@ -69,6 +73,7 @@ class LocalConfig:
     sum_directions: bool | None = None
     max_distance: float | None = None
     order: str | None = None
+    statistics: str = "pairs"
     feature_rank: str = "distance"
     mutual: bool = False
     feature_max_distance: float | None = None
@@ -79,6 +84,7 @@ class LocalConfig:
             ("matching", MATCHINGS),
             ("gamma_by", ("size", "argument")),
             ("order", ("raster", "distance")),
+            ("statistics", STATISTICS),
             ("feature_rank", RANKS),
         ):
             value = getattr(self, key)
@@ -214,7 +220,8 @@ class LocalCriterion:
         large = [m.large for m in maps]
         kinds = [(k, w) for k, w in self.config.kinds() if k == "location" or progress >= self.config.feature_after]
         directions = list(self._directions(kinds, axes, large, [v.detach() for v in vectors]))
-        loss = matched_loss(self.criterion, vectors, [self._matching(axes, d) for d in directions])
+        matchings = [self._matching(axes, d) for d in directions]
+        loss = matched_loss(self.criterion, vectors, matchings, whole_maps=self.config.statistics == "maps")
         return loss, partial(_statistics, true_axes, directions)
 
     def _matching(self, axes: Sequence[CellAxes], d: Direction) -> Matching:

@@ -35,6 +35,8 @@ class SimCLRLConfig(SimCLRConfig):
             self.local_temperature = self.temperature
         check_temperature(self.local_temperature, "local_temperature")
         self.local = resolve(self.local, self.preset)
+        if self.local.statistics != "pairs":
+            raise ValueError("local.statistics=maps is of variance and covariance, which NT-Xent has not: take vicregl")
 
 
 @METHODS.register("simclr_l", SimCLRLConfig)

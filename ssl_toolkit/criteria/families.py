@@ -40,7 +40,7 @@ class Criterion(Protocol):
         pairs: Tensor,
         *,
         scale: float = 1.0,
-        first_times: float = 1.0,
+        times: tuple[float, float] = (1.0, 1.0),
         emphasis: Tensor | None = None,
         gradient: bool = True,
     ) -> Groups:
@@ -49,8 +49,8 @@ class Criterion(Protocol):
         Args:
             pairs: ``(2, G, N, D)``: ``pairs[0]`` and what it was matched with.
             scale: factor on the gradient, not on the terms.
-            first_times: how often the statistics of ``pairs[0]`` alone count. A map that is compared with several
-                others appears in all those pairs, and its statistics need computing once.
+            times: how often the statistics of ``pairs[0]`` alone count, and of ``pairs[1]``. A map that is compared
+                with several others appears in all those pairs, and its statistics need computing once.
             emphasis: ``(G, N)``, how much each pair is pulled together; None for 1.
             gradient: whether to compute it.
         """
@@ -166,7 +166,7 @@ class VICRegCriterion:
         pairs: Tensor,
         *,
         scale: float = 1.0,
-        first_times: float = 1.0,
+        times: tuple[float, float] = (1.0, 1.0),
         emphasis: Tensor | None = None,
         gradient: bool = True,
     ) -> Groups:
@@ -176,9 +176,10 @@ class VICRegCriterion:
         cancelled = pairs.new_zeros((), dtype=torch.bool)
         result = torch.empty_like(pairs, memory_format=torch.contiguous_format) if gradient else None
         # Both sides are groups alike: one pass over twice as many, where they count alike.
-        sides = [(slice(0, 1), first_times), (slice(1, 2), 1.0)] if first_times != 1 else [(slice(0, 2), 1.0)]
-        for side, times in sides:
-            weight = scale * share * times
+        first, second = times
+        sides = [(slice(0, 2), first)] if first == second else [(slice(0, 1), first), (slice(1, 2), second)]
+        for side, count in sides:
+            weight = scale * share * count
             found = spread(
                 pairs[side].flatten(0, 1),
                 weight * self.variance,
@@ -186,8 +187,8 @@ class VICRegCriterion:
                 gradient=gradient,
                 out=None if result is None else result[side].flatten(0, 1),
             )
-            variance = variance + share * times * found.variance.sum()
-            covariance = covariance + share * times * found.covariance.sum()
+            variance = variance + share * count * found.variance.sum()
+            covariance = covariance + share * count * found.covariance.sum()
             cancelled = cancelled | found.cancelled
         difference = pairs[0] - pairs[1]
         size = pairs.shape[-2] * pairs.shape[-1]
@@ -272,11 +273,11 @@ class ContrastiveCriterion:
         pairs: Tensor,
         *,
         scale: float = 1.0,
-        first_times: float = 1.0,
+        times: tuple[float, float] = (1.0, 1.0),
         emphasis: Tensor | None = None,
         gradient: bool = True,
     ) -> Groups:
-        """See `Criterion`: the negatives of a vector are the same group's others. ``first_times`` has no say, since no
+        """See `Criterion`: the negatives of a vector are the same group's others. ``times`` have no say, since no
         part of the loss is of one side alone."""
         found = contrast(pairs.unbind(), [Pair(0, 1, scale)], self.temperature, emphasis=emphasis, gradient=gradient)
         value = found.value.sum() / scale

@@ -36,7 +36,9 @@ class Matching:
     valid: Tensor | None = None
 
 
-def matched_loss(criterion: Criterion, vectors: Sequence[Tensor], matchings: Sequence[Matching]) -> Loss:
+def matched_loss(
+    criterion: Criterion, vectors: Sequence[Tensor], matchings: Sequence[Matching], *, whole_maps: bool = False
+) -> Loss:
     """Weighted sum over matchings of the mean over their slots of ``criterion``.
 
     Slots are gathered, compared and their gradients added back a few at a time, so that beside the gradient of the maps
@@ -44,6 +46,9 @@ def matched_loss(criterion: Criterion, vectors: Sequence[Tensor], matchings: Seq
 
     Args:
         vectors: ``(B, P, C)``, one map per view; P may differ.
+        whole_maps: whether the parts of the criterion that are of one side alone (variance and covariance) are those of
+            each position of each map over the batch, every map as often as it stands on a side of a matching, in place
+            of those of the matched vectors of each slot.
 
     Returns:
         Terms are named ``<kind>_<term>``.
@@ -52,7 +57,8 @@ def matched_loss(criterion: Criterion, vectors: Sequence[Tensor], matchings: Seq
         ValueError: maps that disagree, no matching, a global batch of one, values that are not finite.
     """
     _check(vectors, matchings)
-    return evaluate("maps", vectors, lambda inputs, gradient: _compute(criterion, inputs, matchings, gradient))
+    counted = _whole_maps(vectors, matchings) if whole_maps else list(zip(matchings, _times(matchings)))
+    return evaluate("maps", vectors, lambda inputs, gradient: _compute(criterion, inputs, counted, gradient))
 
 
 def _check(vectors: Sequence[Tensor], matchings: Sequence[Matching]) -> None:
@@ -100,17 +106,33 @@ def _chunks(groups: int, bytes_each: int, device: torch.device) -> Iterator[slic
         yield slice(part * groups // count, (part + 1) * groups // count)
 
 
-def _own_times(matchings: Sequence[Matching]) -> list[float]:
-    """How often the statistics of each matching's ``x`` count: whole maps are the same groups in every pair of their
-    kind, so the first stands for all."""
+def _times(matchings: Sequence[Matching]) -> list[tuple[float, float]]:
+    """How often the statistics of each matching's two sides count: whole maps are the same groups in every pair of
+    their kind, so the first stands for all."""
     totals: dict[tuple[str, int], float] = {}
     for m in matchings:
         if m.query is None:
             totals[m.kind, m.x] = totals.get((m.kind, m.x), 0.0) + m.weight
     times = []
     for m in matchings:
-        times.append(1.0 if m.query is not None else totals.pop((m.kind, m.x), 0.0) / m.weight)
+        own = 1.0 if m.query is not None else totals.pop((m.kind, m.x), 0.0) / m.weight
+        times.append((own, 1.0))
     return times
+
+
+def _whole_maps(vectors: Sequence[Tensor], matchings: Sequence[Matching]) -> list[tuple[Matching, tuple[float, float]]]:
+    """The matchings without statistics, then the statistics of each map of each kind without a pull."""
+    totals: dict[tuple[str, int], float] = {}
+    for m in matchings:
+        for view in (m.x, m.y):
+            totals[m.kind, view] = totals.get((m.kind, view), 0.0) + m.weight
+    counted = [(m, (0.0, 0.0)) for m in matchings]
+    for (kind, view), weight in totals.items():
+        batch, cells, _ = vectors[view].shape
+        every = torch.arange(cells, device=vectors[view].device).expand(batch, cells)
+        nothing = torch.zeros_like(every, dtype=torch.bool)
+        counted.append((Matching(kind, view, view, None, every, weight, nothing), (1.0, 0.0)))
+    return counted
 
 
 def _emphasis(valid: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -122,7 +144,12 @@ def _emphasis(valid: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return weights * (valid.numel() * world_size() / total.clamp_min(1))
 
 
-def _compute(criterion: Criterion, inputs: list[Tensor], matchings: Sequence[Matching], gradient: bool) -> Parts:
+def _compute(
+    criterion: Criterion,
+    inputs: list[Tensor],
+    matchings: Sequence[tuple[Matching, tuple[float, float]]],
+    gradient: bool,
+) -> Parts:
     batch, _, channels = inputs[0].shape
     maps = [v.reshape(-1, channels) for v in inputs]
     gradients = [torch.zeros_like(m) for m in maps] if gradient else []
@@ -131,7 +158,7 @@ def _compute(criterion: Criterion, inputs: list[Tensor], matchings: Sequence[Mat
     # A process owns 1 / W of the slots, with W times as many vectors in each.
     numbers = criterion.group_numbers(batch * world_size(), channels) // world_size()
     bytes_each = numbers * maps[0].element_size()
-    for m, times in zip(matchings, _own_times(matchings)):
+    for m, times in matchings:
         groups = m.key.shape[1]
         scale = m.weight / groups
         queries = _rows(m.query, batch, inputs[m.x].shape[1], m.key.device)
@@ -147,7 +174,7 @@ def _compute(criterion: Criterion, inputs: list[Tensor], matchings: Sequence[Mat
             if world_size() > 1:
                 pairs = to_owners(pairs.movedim(0, 2), sizes).movedim(2, 0).contiguous()
             weights = None if emphasis is None else to_owners(emphasis[slots], sizes)
-            found = criterion.groups(pairs, scale=scale, first_times=times, emphasis=weights, gradient=gradient)
+            found = criterion.groups(pairs, scale=scale, times=times, emphasis=weights, gradient=gradient)
             for name, value in found.terms.items():
                 key = f"{m.kind}_{name}"
                 terms[key] = terms.get(key, 0) + scale * value

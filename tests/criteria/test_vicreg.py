@@ -198,20 +198,20 @@ def test_second_derivatives_are_refused(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("sum_sides", [False, True])
-@pytest.mark.parametrize("times", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, 1.0), (2.5, 1.0), (1.0, 0.0), (0.0, 0.0)])
 @pytest.mark.parametrize("layout", ["contiguous", "swapped"])
-def test_the_first_sides_statistics_count_as_often_as_asked(
-    sum_sides: bool, times: float, layout: str, generator: torch.Generator
+def test_each_sides_statistics_count_as_often_as_asked(
+    sum_sides: bool, times: tuple[float, float], layout: str, generator: torch.Generator
 ) -> None:
     pairs = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=generator)
     if layout == "swapped":
         pairs = pairs.transpose(0, 1).contiguous().transpose(0, 1)
     emphasis = torch.rand(3, 5, dtype=torch.float64, generator=generator)
-    found = VICRegCriterion(2, 3, 5, sum_sides).groups(pairs, scale=0.7, first_times=times, emphasis=emphasis)
+    found = VICRegCriterion(2, 3, 5, sum_sides).groups(pairs, scale=0.7, times=times, emphasis=emphasis)
     leaf = pairs.clone().requires_grad_()
     var, cov = textbook_spread(leaf)
     share = 1.0 if sum_sides else 0.5
-    counts = share * torch.tensor([[times], [1.0]], dtype=torch.float64)
+    counts = share * torch.tensor([[t] for t in times], dtype=torch.float64)
     pulled = 2 * ((leaf[0] - leaf[1]).square().mean(dim=-1) * emphasis).mean(dim=-1).sum()
     expected = {"invariance": pulled, "variance": 3 * (counts * var).sum(), "covariance": 5 * (counts * cov).sum()}
     for name, value in expected.items():

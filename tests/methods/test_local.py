@@ -190,6 +190,7 @@ def test_weights_and_switches_are_independent() -> None:
         ({"gamma": [2.5, 1]}, "a count, a share below 1"),
         ({"gamma": [-1, 4]}, "two numbers"),
         ({"order": "random"}, "valid: distance, raster"),
+        ({"statistics": "map"}, "did you mean 'maps'"),
         ({"feature_rank": "ratios"}, "did you mean 'ratio'"),
         ({"feature_max_distance": 0.0}, "local.feature_max_distance must be positive"),
         ({"feature_after": 1.0}, "local.feature_after is a share"),
@@ -274,3 +275,50 @@ def test_feature_matching_can_wait() -> None:
     before, after = (local.evaluate(cell_maps, progress)[0].terms for progress in (0.29, 0.3))
     assert {name.split("_")[0] for name in before} == {"location"}
     assert {name.split("_")[0] for name in after} == {"location", "feature"}
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("kind", ["location", "feature"])
+@pytest.mark.filterwarnings("ignore:gamma")
+def test_statistics_of_whole_maps_equal_loops(preset: str, kind: str) -> None:
+    """The pull of matched pairs alone, and variance and covariance of every position of every map over the batch."""
+    maps = make_maps([(4, 5), (4, 5), (3, 2)], num_large=2)
+    cell_maps = [
+        CellMap(v, cell_axes(torch.tensor(boxes, dtype=torch.float64), *size, torch.tensor(flips)), large)
+        for v, boxes, flips, size, large in maps
+    ]
+    sums = preset == "paper"
+    config = resolve(LocalConfig(matching=kind, statistics="maps", max_distance=1.0, mutual=True), preset)
+    loss = LocalCriterion(config, VICRegCriterion(25, 25, 1, sum_sides=sums))(cell_maps)
+    values = {**PRESETS[preset], "max_distance": 1.0, "mutual": True}
+    pull = loop_loss(maps, values, VICRegCriterion(25, 0, 0), [kind])
+    assert loss.terms[f"{kind}_invariance"].item() == pytest.approx(pull, rel=1e-9)
+    ordered = [(m, n) for m in range(2) for n in range(3) if m != n]
+    both = (1.0 if config.sum_directions else 0.5) * 2  # x and y of a pair, whichever the direction
+    share = (1.0 if sums else 0.5) * both
+    expected = {"variance": 0.0, "covariance": 0.0}
+    for m, n in ordered:
+        for view in (m, n):
+            for p in range(maps[view][0].shape[1]):
+                at = maps[view][0][:, p]
+                cells = maps[view][0].shape[1]
+                covariance = torch.cov(at.T)
+                std = (covariance.diagonal() + 1e-4).sqrt()
+                expected["variance"] += share * 25 * (1 - std).clamp_min(0).mean().item() / cells / len(ordered)
+                off = covariance.square().sum() - covariance.diagonal().square().sum()
+                expected["covariance"] += share * off.item() / at.shape[1] / cells / len(ordered)
+    for name, value in expected.items():
+        assert loss.terms[f"{kind}_{name}"].item() == pytest.approx(value, rel=1e-9)
+
+
+def test_gradients_of_whole_maps_are_those_of_autograd() -> None:
+    """Matches do not change where vectors move by little, so finite differences are exact."""
+    maps = make_maps([(2, 3), (3, 2)], num_large=2, batch=4)
+    axes = [cell_axes(torch.tensor(m[1], dtype=torch.float64), *m[3], torch.tensor(m[2])) for m in maps]
+    local = LocalCriterion(resolve(LocalConfig(statistics="maps"), "ours"), VICRegCriterion())
+
+    def loss(*vectors: Tensor) -> Tensor:
+        return local([CellMap(v, a, True) for v, a in zip(vectors, axes)]).total
+
+    leaves = [m[0].clone().requires_grad_() for m in maps]
+    assert torch.autograd.gradcheck(loss, leaves)
