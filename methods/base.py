@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -47,12 +48,14 @@ class Embedded(NamedTuple):
         whole: global embeddings ``(B, D)``, one for each view; empty without a global head.
         cells: local embeddings ``(B, H * W, D)``, one for each view; empty without a local criterion.
         sizes: height and width of each view's map.
+        features: ``(B, H * W, C)``, detached, what each of ``cells`` was made of; empty unless cells are matched by it.
     """
 
     pooled: Tensor
     whole: tuple[Tensor, ...] = ()
     cells: tuple[Tensor, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
+    features: tuple[Tensor, ...] = ()
 
 
 class Method(nn.Module):
@@ -77,6 +80,11 @@ class Method(nn.Module):
     def forward(self, batch: ViewBatch) -> MethodOutput:
         """Loss of one batch of normalised views."""
         return self.compare(self.embed(batch), batch)
+
+    @property
+    def embeds_cells(self) -> bool:
+        """Whether a local projector makes the `local_vectors`; without one they are the features themselves."""
+        return False
 
     def local_vectors(self, maps: Tensor) -> Tensor:
         """``(B, H * W, D)``: the vectors in which this method would match cells; the features themselves by default."""
@@ -158,6 +166,11 @@ class JointEmbedding(Method):
         self.head = head.build(backbone) if self.local is None or alpha > 0 else None
         self.local_head = local_head.build(backbone) if self.local is not None and local_head else None
 
+    @property
+    def embeds_cells(self) -> bool:
+        """Whether there is a local projector."""
+        return self.local_head is not None
+
     def local_vectors(self, maps: Tensor) -> Tensor:
         """The local projector's embedding of every cell, or the features where there is no local projector."""
         return super().local_vectors(maps) if self.local_head is None else embed_cells(self.local_head, maps)
@@ -170,6 +183,9 @@ class JointEmbedding(Method):
             whole=tuple(self.head(f.pooled) for f in features) if self.head is not None else (),
             cells=tuple(self.local_vectors(f.maps) for f in features) if self.local is not None else (),
             sizes=tuple((f.maps.shape[2], f.maps.shape[3]) for f in features),
+            features=tuple(f.maps.detach().flatten(2).mT for f in features)
+            if self.local is not None and self.local.reads_features
+            else (),
         )
 
     def compare(self, embedded: Embedded, batch: ViewBatch) -> MethodOutput:
@@ -183,8 +199,10 @@ class JointEmbedding(Method):
             terms |= {f"global_{name}": value for name, value in whole.terms.items()}
         if self.local is not None:
             maps = [
-                CellMap(vectors, self.local.locate(batch, view, size), large=view < batch.num_large)
-                for view, (vectors, size) in enumerate(zip(embedded.cells, embedded.sizes))
+                CellMap(vectors, self.local.locate(batch, view, size), view < batch.num_large, features)
+                for view, (vectors, size, features) in enumerate(
+                    zip_longest(embedded.cells, embedded.sizes, embedded.features)
+                )
             ]
             cells, statistics = self.local.evaluate(maps, self.progress)
             parts.append((1.0 - self.alpha) * cells.total)

@@ -31,6 +31,7 @@ from ssl_toolkit.matching import (
 from ssl_toolkit.views.batch import ViewBatch
 
 STATISTICS = ("pairs", "maps")
+SPACES = ("embeddings", "features")
 MATCHINGS = ("both", "location", "feature", "none")
 
 
@@ -51,6 +52,8 @@ class LocalConfig:
         statistics: of what variance and covariance over the batch are: ``pairs``, the matched vectors of each slot (the
             paper), or ``maps``, each position of each map. A slot of filtered pairs has cells of many positions, so
             that embeddings can tell images apart, and agree between views, by saying where in the view they lie.
+        feature_space: what feature pairs are nearest in: the local projector's ``embeddings`` (the paper), or the
+            backbone's ``features``. What is compared is the embeddings either way.
         feature_rank: by what feature pairs compete where ``feature_gamma`` keeps some: ``distance`` (the paper),
             ``ratio`` of the nearest to the second nearest distance, or ``spread``: the closest of each block of 2 x 2
             cells before any block's second.
@@ -74,6 +77,7 @@ class LocalConfig:
     max_distance: float | None = None
     order: str | None = None
     statistics: str = "pairs"
+    feature_space: str = "embeddings"
     feature_rank: str = "distance"
     mutual: bool = False
     feature_max_distance: float | None = None
@@ -85,6 +89,7 @@ class LocalConfig:
             ("gamma_by", ("size", "argument")),
             ("order", ("raster", "distance")),
             ("statistics", STATISTICS),
+            ("feature_space", SPACES),
             ("feature_rank", RANKS),
         ):
             value = getattr(self, key)
@@ -163,11 +168,13 @@ def resolve(config: LocalConfig, preset: str) -> LocalConfig:
 
 @dataclass(frozen=True)
 class CellMap:
-    """Embedded cells of one view: ``vectors`` ``(B, H * W, D)`` and where they lie, flips included."""
+    """Embedded cells of one view: ``vectors`` ``(B, H * W, D)`` and where they lie, flips included; with
+    ``feature_space=features`` also what they were embedded from, ``(B, H * W, C)``."""
 
     vectors: Tensor
     axes: CellAxes
     large: bool
+    features: Tensor | None = None
 
 
 class LocalCriterion:
@@ -185,6 +192,11 @@ class LocalCriterion:
     def __init__(self, config: LocalConfig, criterion: Criterion) -> None:
         self.config = config
         self.criterion = criterion
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether maps must have ``features``."""
+        return self.config.feature_space == "features" and "feature" in dict(self.config.kinds())
 
     def locate(self, batch: ViewBatch, view: int, size: tuple[int, int]) -> CellAxes:
         """Cell centres of a view's feature map of ``size`` (height, width)."""
@@ -219,7 +231,10 @@ class LocalCriterion:
         axes = true_axes if self.config.flip_aware else [_unflipped(a) for a in true_axes]
         large = [m.large for m in maps]
         kinds = [(k, w) for k, w in self.config.kinds() if k == "location" or progress >= self.config.feature_after]
-        directions = list(self._directions(kinds, axes, large, [v.detach() for v in vectors]))
+        searched = [v.detach() for v in vectors]
+        if self.reads_features:
+            searched = [m.features.detach() for m in maps if m.features is not None]
+        directions = list(self._directions(kinds, axes, large, searched))
         matchings = [self._matching(axes, d) for d in directions]
         loss = matched_loss(self.criterion, vectors, matchings, whole_maps=self.config.statistics == "maps")
         return loss, partial(_statistics, true_axes, directions)

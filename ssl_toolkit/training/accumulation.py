@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 
 import torch
@@ -34,14 +34,15 @@ class Buffers:
 
 
 def _joined(parts: list[Embedded]) -> Embedded:
-    def join(views: tuple[tuple[Tensor, ...], ...]) -> tuple[Tensor, ...]:
-        return tuple(torch.cat(view).requires_grad_() for view in zip(*views))
+    def join(views: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        return tuple(torch.cat(view) for view in zip(*views))
 
     return Embedded(
         torch.cat([part.pooled for part in parts]),
-        join(tuple(part.whole for part in parts)),
-        join(tuple(part.cells for part in parts)),
+        tuple(view.requires_grad_() for view in join([part.whole for part in parts])),
+        tuple(view.requires_grad_() for view in join([part.cells for part in parts])),
         parts[0].sizes,
+        join([part.features for part in parts]),
     )
 
 

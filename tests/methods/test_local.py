@@ -191,6 +191,7 @@ def test_weights_and_switches_are_independent() -> None:
         ({"gamma": [-1, 4]}, "two numbers"),
         ({"order": "random"}, "valid: distance, raster"),
         ({"statistics": "map"}, "did you mean 'maps'"),
+        ({"feature_space": "feature"}, "did you mean 'features'"),
         ({"feature_rank": "ratios"}, "did you mean 'ratio'"),
         ({"feature_max_distance": 0.0}, "local.feature_max_distance must be positive"),
         ({"feature_after": 1.0}, "local.feature_after is a share"),
@@ -322,3 +323,27 @@ def test_gradients_of_whole_maps_are_those_of_autograd() -> None:
 
     leaves = [m[0].clone().requires_grad_() for m in maps]
     assert torch.autograd.gradcheck(loss, leaves)
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_matches_by_features_compare_embeddings(mutual: bool) -> None:
+    """Features that say another order than the embeddings: pairs are theirs, the loss is of the embeddings."""
+    maps = make_maps([(3, 4), (4, 3)], num_large=2)
+    generator = torch.Generator().manual_seed(1)
+    features = [torch.randn(3, 12, 5, dtype=torch.float64, generator=generator) for _ in maps]
+    config = resolve(LocalConfig(matching="feature", feature_space="features", mutual=mutual), "ours")
+    cell_maps = [
+        CellMap(v, cell_axes(torch.tensor(boxes, dtype=torch.float64), *size, torch.tensor(flips)), large, f)
+        for (v, boxes, flips, size, large), f in zip(maps, features)
+    ]
+    found = LocalCriterion(config, VICRegCriterion(25, 0, 0))(cell_maps).total.item()
+    expected = 0.0
+    for x, y in ((0, 1), (1, 0)):
+        pulls = []
+        for b in range(3):
+            for p in range(12):
+                key = loop_back(features[x][b, p], features[y][b])
+                if not mutual or loop_back(features[y][b, key], features[x][b]) == p:
+                    pulls.append((maps[x][0][b, p] - maps[y][0][b, key]).square().mean().item())
+        expected += 0.5 * 25 * sum(pulls) / len(pulls)
+    assert found == pytest.approx(expected, rel=1e-9)

@@ -36,9 +36,9 @@ class Normed(TinyBackbone):
         return super().forward(images)
 
 
-def method(name: str, backbone: TinyBackbone) -> Method:
+def method(name: str, backbone: TinyBackbone, **options: Any) -> Method:
     torch.manual_seed(1)
-    return METHODS.build({"name": name, **HEADS[name]}, backbone=backbone).train()
+    return METHODS.build({"name": name, **HEADS[name], **options}, backbone=backbone).train()
 
 
 def seeded(part: int) -> None:
@@ -64,10 +64,12 @@ def in_parts_with_a_graph(module: Method, batch: ViewBatch, parts: int) -> Tenso
     return output.loss.detach()
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in HEADS), ("vicregl", {"local": {"feature_space": "features"}})]
+)
 @pytest.mark.parametrize("parts", [2, 3])
-def test_loss_and_gradient_are_those_of_one_pass(name: str, parts: int) -> None:
-    one = method(name, Normed()).double()
+def test_loss_and_gradient_are_those_of_one_pass(name: str, options: dict[str, Any], parts: int) -> None:
+    one = method(name, Normed(), **options).double()
     two = copy.deepcopy(one)
     batch = random_batch(12, sizes=(32, 32, 16), dtype=torch.float64)
     expected = one(batch)
