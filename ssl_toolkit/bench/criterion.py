@@ -187,7 +187,7 @@ def filtered(gammas: Sequence[int]) -> LocalConfig:
     keep = [float(g) for g in gammas]
     # Equal gammas do not depend on which view comes first, and by size each pair of views is compared once.
     by = "size" if gammas[0] == gammas[1] else "argument"
-    return LocalConfig(gamma=keep, feature_gamma=list(keep), gamma_by=by, order="distance")
+    return LocalConfig(gamma=keep, feature_gamma=list(keep), gamma_by=by, max_distance=0.0, order="distance")
 
 
 def _chosen(comparison: Comparison, names: Sequence[str]) -> list[Contender]:

@@ -153,13 +153,15 @@ def test_every_preset_equals_loops(preset: str, sides: list[tuple[int, int]], fa
         assert loss.total.item() == pytest.approx(loop_loss(maps, PRESETS[preset], criterion, kinds), rel=1e-9)
 
 
-def test_ours_keeps_the_papers_share_of_any_map() -> None:
-    local = LocalCriterion(resolve(LocalConfig(), "ours"), VICRegCriterion())
-    assert local.kept_pairs("location", True, 0, 49) == 20
+def test_gammas_are_counts_shares_or_all() -> None:
+    local = LocalCriterion(resolve(LocalConfig(gamma=[0.41, 0.41]), "ours"), VICRegCriterion())
+    assert local.kept_pairs("location", True, 0, 49) == 20  # as the paper's, of any map
     assert local.kept_pairs("location", False, 1, 9) == 4
     assert local.kept_pairs("location", True, 0, 36) == 15
     assert local.kept_pairs("location", True, 0, 1) == 1
     assert local.kept_pairs("feature", True, 0, 49) is None
+    paper = LocalCriterion(resolve(LocalConfig(), "paper"), VICRegCriterion())
+    assert [paper.kept_pairs("location", large, 0, 49) for large in (True, False)] == [20, 4]
 
 
 def test_weights_and_switches_are_independent() -> None:
@@ -193,7 +195,7 @@ def test_weights_and_switches_are_independent() -> None:
         ({"statistics": "map"}, "did you mean 'maps'"),
         ({"feature_space": "feature"}, "did you mean 'features'"),
         ({"feature_rank": "ratios"}, "did you mean 'ratio'"),
-        ({"feature_max_distance": 0.0}, "local.feature_max_distance must be positive"),
+        ({"feature_max_distance": -1.0}, "local.feature_max_distance is a distance"),
         ({"feature_after": 1.0}, "local.feature_after is a share"),
         ({"feature_after": 0.5, "matching": "feature"}, "needs matching=both"),
         ({"gamma": "many"}, "local.gamma"),

@@ -148,8 +148,8 @@ def test_cells_are_embedded_in_raster_order() -> None:
         ("vicreg", {"terms": "xyz"}, "terms must be letters of vic"),
         ("vicreg", {"terms": "i", "invariance": 0.0}, "must not be negative, nor all 0"),
         ("vicregl", {"local_terms": "vv"}, "local_terms must be letters of vic"),
-        ("vicregl", {"local": {"max_distance": 0.0}}, "local.max_distance must be positive"),
-        ("vicregl", {"local": {"max_distance": float("nan")}}, "local.max_distance must be positive"),
+        ("vicregl", {"local": {"max_distance": -0.5}}, "local.max_distance is a distance in cell diagonals"),
+        ("vicregl", {"local": {"max_distance": float("nan")}}, "local.max_distance is a distance in cell diagonals"),
         ("vicregl", {"local": {"feature_weight": -1.0}}, "must not be negative"),
         ("vicreg", {"expander": {"widths": []}}, "widths must be positive"),
         ("simclr", {"temperature": 0.0}, "temperature must be at least 0.003, not 0.0"),
@@ -180,7 +180,7 @@ def test_advice_on_tiny_maps_and_small_views_with_batchnorm() -> None:
 def test_the_python_interface_reads_well() -> None:
     method = VICRegL(VICRegLConfig(alpha=0.9, expander=HeadConfig([16, 16, 16])), TinyBackbone())
     assert method.alpha == 0.9
-    assert method.config.local.gamma == [0.41, 0.41]
+    assert method.config.local.max_distance == 0.7
 
 
 @pytest.mark.parametrize("name", ["vicreg", "vicregl"])
@@ -226,9 +226,10 @@ def test_gamma_of_just_the_cells_is_allowed_and_goes_by_position_where_the_prese
 
 def test_the_local_criterion_has_its_own_temperature() -> None:
     batch = random_batch()
-    plain = build("simclr_l", temperature=0.3)
+    everywhere = {"max_distance": 0.0}
+    plain = build("simclr_l", temperature=0.3, local=everywhere)
     assert (plain.criterion.temperature, plain.local.criterion.temperature) == (0.3, 0.3)
-    other = build("simclr_l", temperature=0.3, local_temperature=0.1)
+    other = build("simclr_l", temperature=0.3, local_temperature=0.1, local=everywhere)
     assert (other.criterion.temperature, other.local.criterion.temperature) == (0.3, 0.1)
     a, b = plain(batch).terms, other(batch).terms
     assert torch.equal(a["global_contrastive"], b["global_contrastive"])
