@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from rich.console import Console
 
 from ssl_toolkit import training
 from ssl_toolkit.errors import UserError, unknown
+from ssl_toolkit.processes.world import current_world, leave
 from ssl_toolkit.registry import typed
 from ssl_toolkit.reporting.report import write_report
 from ssl_toolkit.training.options import TrainerConfig
-from ssl_toolkit.training.slurm import SlurmConfig, check_slurm, job_folder, script, submit
+from ssl_toolkit.training.slurm import Job, SlurmConfig, check_slurm, job_folder, script, submit
 
 
 def slurm_options(config: DictConfig) -> SlurmConfig | None:
@@ -51,11 +53,29 @@ def submit_runs(configs: Sequence[DictConfig], run: Path | None, console: Consol
     check_slurm(options, trainer)
     runs = [run] if run is not None else [training.prepare(config, world) for config in resolved]
     folder = runs[0] / "slurm" if len(runs) == 1 else job_folder(root)
-    ids = submit(list(zip(runs, resolved)), options, trainer, folder, write_report)
+    jobs = [
+        Job(partial(train_and_report, path.absolute(), OmegaConf.to_yaml(config, resolve=True)))
+        for path, config in zip(runs, resolved)
+    ]
+    again = f"submit again with: ssl-toolkit pretrain run={runs[0]} launcher=slurm"
+    ids = submit(jobs, options, trainer, folder, again)
     for number, path in zip(ids, runs):
         console.print(f"job      {number}: {path}", highlight=False, soft_wrap=True)
     console.print(f"logs     {folder}", highlight=False, soft_wrap=True)
     return 0
+
+
+def train_and_report(run: Path, config: str) -> None:
+    """What is left to do of a run, in one of the processes of its job.
+
+    Args:
+        config: YAML.
+    """
+    given: Any = OmegaConf.create(config)
+    training.carry_on(run, given, Console())
+    leave()
+    if current_world().first:
+        write_report(run)
 
 
 def _shared(configs: Sequence[DictConfig]) -> tuple[SlurmConfig, TrainerConfig]:

@@ -25,6 +25,9 @@ from ssl_toolkit.reproduction.studies import SCALES, Row, Study
 DONE = "reproduce.json"
 """Written into a run's folder when it is trained and evaluated."""
 
+MEMORY = "reproduce-memory.json"
+"""Written when it is trained, by the process that did."""
+
 PLAN, LOG = "reproduce-plan.json", "reproduce.log"
 POLL_SECONDS = 0.5
 
@@ -112,7 +115,7 @@ def plan(studies: Sequence[Study], options: ReproduceConfig, overrides: Sequence
     """The runs of ``studies``, each once; row by row within a seed, so that rows can be compared early.
 
     Raises:
-        UserError: a config that does not compose or cannot be built.
+        UserError: a config that does not compose.
     """
     jobs: dict[Path, Job] = {}
     for seed in options.seeds:
@@ -122,8 +125,6 @@ def plan(studies: Sequence[Study], options: ReproduceConfig, overrides: Sequence
                 same = jobs.get(job.folder)
                 rows = (*same.rows, *job.rows) if same else job.rows
                 jobs[job.folder] = Job(rows, seed, job.config, job.folder)
-    for job in jobs.values():  # all of them before any work is done
-        training.assemble(job.config.copy())
     return list(jobs.values())
 
 
@@ -144,9 +145,12 @@ def run_jobs(jobs: Sequence[Job], options: ReproduceConfig, console: Console) ->
         Folder to reason of the runs that failed; the others go on.
 
     Raises:
+        UserError: a config that cannot be built.
         KeyboardInterrupt: the processes are stopped, each with a checkpoint; the same command goes on.
     """
     waiting = [job for job in jobs if not job.done(options)]
+    for job in waiting:  # all of them before any work is done
+        training.assemble(job.config.copy())
     reused = len(jobs) - len(waiting)
     console.print(
         f"{len(jobs)} runs: {reused} finished before, {len(waiting)} to do, {min(options.at_once, len(waiting))} at a "
@@ -177,16 +181,22 @@ def run_jobs(jobs: Sequence[Job], options: ReproduceConfig, console: Console) ->
     return failed
 
 
-def _start(job: Job, options: ReproduceConfig) -> subprocess.Popen[bytes]:
+def make_folder(job: Job, options: ReproduceConfig) -> None:
+    """Have the folder of a run say what `ssl_toolkit.reproduction.worker` is to do."""
+    config = training.resolved(job.config)
     if not (job.folder / "config.yaml").is_file():
         job.folder.mkdir(parents=True, exist_ok=True)
-        training.write_run_files(job.folder, training.resolved(job.config))
+        training.write_run_files(job.folder, config)
     plan = {
-        "config": OmegaConf.to_yaml(job.config, resolve=True),
+        "config": OmegaConf.to_yaml(config, resolve=True),
         "evaluations": options.evaluations(),
         "evaluated_by": job.evaluation_digest(options),
     }
     write_json(job.folder / PLAN, plan)
+
+
+def _start(job: Job, options: ReproduceConfig) -> subprocess.Popen[bytes]:
+    make_folder(job, options)
     threads = max(1, (os.cpu_count() or 1) // options.at_once)
     with (job.folder / LOG).open("ab") as log:
         return subprocess.Popen(
@@ -199,8 +209,14 @@ def _start(job: Job, options: ReproduceConfig) -> subprocess.Popen[bytes]:
 
 def _reason(job: Job) -> str:
     """The last line that the process of a job wrote."""
-    lines = (job.folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"{lines[-1] if lines else 'it ended without a word'} ({job.folder / LOG})"
+    return f"{last_line(job.folder / LOG) or 'it ended without a word'} ({job.folder / LOG})"
+
+
+def last_line(log: Path, but: str = "\0") -> str:
+    """The last line of a log that is not empty and does not start with ``but``; empty where there is none."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in reversed(lines) if line and not line.startswith(but)), "")
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -40,6 +40,8 @@ class Study:
         columns: what is compared, keys of `COLUMNS`.
         rows: the settings; differences are to the first, unless ``pairs`` says otherwise.
         pairs: names of rows to be compared, the second less the first.
+        joined: whether rows are steps of one quantity, which a line joins in the figure.
+        pictures: kinds of ``ssl-toolkit picture`` drawn of each run.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Study:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     pairs: tuple[tuple[str, str], ...]
+    joined: bool = False
+    pictures: tuple[str, ...] = ()
 
 
 def study_names() -> list[str]:
@@ -77,6 +81,8 @@ def read_study(name: str) -> Study:
         tuple(values.get("columns") or ("classification", "segmentation")),
         rows,
         pairs,
+        bool(values.get("joined", False)),
+        tuple(values.get("pictures") or ()),
     )
 
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-import resource
+import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,28 +20,62 @@ from ssl_toolkit.config import override_of
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.eval_commands import evaluate
 from ssl_toolkit.files import read_json, write_json
-from ssl_toolkit.reproduction.jobs import DONE, PLAN
+from ssl_toolkit.processes.world import current_world, leave
+from ssl_toolkit.reporting.report import write_report
+from ssl_toolkit.reproduction.jobs import DONE, MEMORY, PLAN
+from ssl_toolkit.training.run import WEIGHTS
 
 
-def _work(folder: Path, console: Console) -> None:
+def work(folder: Path, console: Console) -> None:
+    """Train or go on training the run in ``folder``, evaluate it, write its report, and say in ``reproduce.json`` that
+    it is done; in this process, or together with the others of a SLURM job.
+
+    Raises:
+        UserError: something is wrong with the run.
+        KeyboardInterrupt: stopped; the same goes on.
+    """
     plan = read_json(folder / PLAN)
+    first = current_world().first
     config: Any = OmegaConf.create(plan["config"])
+    untrained = not (folder / WEIGHTS).exists()
     training.carry_on(folder, config, console)
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    leave()
+    if first and untrained:
+        write_json(folder / MEMORY, {"peak_gib": _peak_gib()})
     for protocols, overrides in plan["evaluations"]:
+        _meet_elsewhere()
         evaluate(protocols, [override_of("run", folder), *overrides], console)
-    write_json(folder / DONE, {"evaluated_by": plan["evaluated_by"], "memory_gib": round(memory, 3)})
+    if first:
+        write_report(folder)
+        write_json(folder / DONE, {"evaluated_by": plan["evaluated_by"]})
+
+
+def _peak_gib() -> float:
+    """Peak resident memory of this process; nan on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 3)
+
+
+def _meet_elsewhere() -> None:
+    """Processes that have left each other meet at another port: one that is early would find the old one, closing."""
+    if "MASTER_PORT" in os.environ:
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+
+
+def work_as_job(folder: Path) -> None:
+    """`work` in each process of a SLURM job; see `ssl_toolkit.reproduction.cluster`."""
+    work(folder, Console(width=120, quiet=not current_world().first))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train or go on training the run in FOLDER, evaluate it, and say in ``reproduce.json`` that it is done.
-
-    What ends it early is the last line it prints.
-    """
+    """`work` on FOLDER. What ends it early is the last line it prints."""
     (folder,) = arguments
     try:
-        _work(Path(folder), Console(width=120))
+        work(Path(folder), Console(width=120))
     except UserError as error:
         print(f"error: {error}", flush=True)
         return 2

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from ssl_toolkit.data.base import ImageDataset
-from ssl_toolkit.data.transforms import Normalize, as_rgb
+from ssl_toolkit.data.transforms import Normalize
 from ssl_toolkit.evaluation.features import evaluating
+from ssl_toolkit.evaluation.match_arrays import match_arrays
 from ssl_toolkit.files import atomic_path
-from ssl_toolkit.matching import cell_axes, match_tables
 from ssl_toolkit.methods.base import Method
 from ssl_toolkit.views import EpochBatches, ViewBatch, ViewDataset, ViewsConfig
 from ssl_toolkit.views.sheet import save_sheet
@@ -54,7 +54,7 @@ def save_match_examples(
     views are training views.
 
     Args:
-        path: of the ``.npz``; arrays are described in the reporting package.
+        path: of the ``.npz``; arrays are those of `match_arrays`.
         count: images, spread evenly over the data set.
         gamma: pairs marked as kept, at most the number of cells.
     """
@@ -64,24 +64,13 @@ def save_match_examples(
     batch = ViewDataset(dataset, views, seed).__getitems__([(0, i) for i in indices])
     if not isinstance(batch, ViewBatch):
         raise batch
-    a, b = batch.views[0], batch.views[1]
     device = next(method.parameters()).device
     normalize = normalize.to(device)
     with evaluating(method), torch.compiler.set_stance("force_eager"):
-        maps = [method.backbone(normalize(view.image.to(device))).maps for view in (a, b)]
+        maps = [method.backbone(normalize(view.image.to(device))).maps for view in batch.views[:2]]
         vectors = [method.local_vectors(m).float().cpu() for m in maps]
     height, width = maps[0].shape[2:]
-    axes = [cell_axes(view.box, m.shape[2], m.shape[3], view.flip) for view, m in zip((a, b), maps)]
-    tables = match_tables(axes[0], axes[1], (vectors[0], vectors[1]), gamma)
-    arrays: dict[str, np.ndarray] = {
-        f"seed_{i}": as_rgb(dataset.image(index)) for i, index in enumerate(batch.index.tolist())
-    }
-    for name, view in (("a", a), ("b", b)):
-        arrays[f"view_{name}"] = as_rgb(view.image.permute(0, 2, 3, 1).numpy())
-        arrays[f"box_{name}"] = view.box.numpy()
-        arrays[f"flip_{name}"] = view.flip.numpy()
-    arrays["grid"] = np.array([height, width])
-    for name, table in tables.items():
-        arrays[name], arrays[f"{name}_distance"], arrays[f"{name}_kept"] = (values.numpy() for values in table)
+    images = [dataset.image(index) for index in batch.index.tolist()]
+    arrays = match_arrays(batch, images, (vectors[0], vectors[1]), (height, width), gamma)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ssl_toolkit.backbones import Backbone, create_backbone, load_backbone, map_size
+from ssl_toolkit.backbones import Backbone, create_backbone, map_size
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.data.base import ImageDataset
 from ssl_toolkit.errors import UserError
@@ -22,6 +22,8 @@ from ssl_toolkit.training.optimizers import OPTIMIZERS
 from ssl_toolkit.training.options import TrainerConfig
 from ssl_toolkit.training.run import initial_weights
 from ssl_toolkit.views import Engine, ViewsConfig, choose_engine
+from ssl_toolkit.zoo import zoo_file
+from ssl_toolkit.zoo.importers import load_checkpoint
 
 
 @dataclass
@@ -61,10 +63,15 @@ class Parts:
         return self.trainer.steps or self.trainer.epochs * self.steps_per_epoch
 
 
-def _initialise(backbone: Backbone, path: Path) -> None:
-    """Load weights from a run folder or an exported backbone of the same architecture."""
-    loaded, _ = load_backbone(initial_weights(path), expect=backbone.config)
-    backbone.load_state_dict(loaded.state_dict())
+IN_ZOO = "zoo:"
+"""What ``init=`` begins with where it names a published checkpoint."""
+
+
+def _initialise(backbone: Backbone, init: str) -> None:
+    """Load weights of the same architecture from a run folder, a checkpoint of any known format, or the zoo."""
+    # Every process asks for the file: one of each machine downloads it, and the others wait at its lock.
+    path = zoo_file(init.removeprefix(IN_ZOO)) if init.startswith(IN_ZOO) else initial_weights(Path(init))
+    backbone.load_state_dict(load_checkpoint(path, arch=backbone.config).backbone.state_dict())
 
 
 def assemble(config: DictConfig, world: World | None = None) -> Parts:
@@ -98,7 +105,7 @@ def assemble(config: DictConfig, world: World | None = None) -> Parts:
     torch.manual_seed(config.seed)
     backbone = create_backbone(config.backbone)
     if config.init is not None:
-        _initialise(backbone, Path(config.init))
+        _initialise(backbone, str(config.init))
     method = METHODS.build(config.method, backbone=backbone)
     shapes = {size: map_size(backbone, size) for size in set(views.sizes())}
     sizes = [shapes[size] for size in views.sizes()]

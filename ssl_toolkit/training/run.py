@@ -82,29 +82,24 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def initial_weights(path: Path) -> Path:
-    """The safetensors file that ``init=`` means: that file, or the one of a finished run.
+    """The checkpoint file that ``init=`` means: that file, or the backbone of a finished run.
 
     Raises:
         UserError: there is none; the message says how to get one.
     """
-    if path.suffix == ".ckpt":
-        run = path.parent.parent
-        raise UserError(
-            f"init={path} is a checkpoint, to resume a run from; write its backbone first: "
-            f"ssl-toolkit export {run} --checkpoint {path.stem}, then init={run / f'backbone-{path.stem}.safetensors'}"
-        )
+    what = "give a finished run, a checkpoint file or zoo:NAME"
     if not path.exists():
-        raise UserError(f"init={path} does not exist: give a finished run or a .safetensors file")
+        raise UserError(f"init={path} does not exist: {what}")
     if not path.is_dir():
         return path
     if (path / WEIGHTS).is_file():
         return path / WEIGHTS
     if (path / "checkpoints").is_dir():
         raise UserError(
-            f"init={path} is not finished: go on with it (run={path}), or write its backbone first: ssl-toolkit export "
-            f"{path}, then init={path / 'backbone-last.safetensors'}"
+            f"init={path} is not finished: go on with it (run={path}), or start from what it has so far: "
+            f"init={path / 'checkpoints' / 'last.ckpt'}"
         )
-    raise UserError(f"init={path} holds no {WEIGHTS}: give a finished run or a .safetensors file")
+    raise UserError(f"init={path} holds no {WEIGHTS}: {what}")
 
 
 def environment() -> dict[str, str]:

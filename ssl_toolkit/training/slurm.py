@@ -12,9 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-
 from ssl_toolkit.errors import Terminated, UserError
 from ssl_toolkit.processes.world import World, current_world
 from ssl_toolkit.training.options import TrainerConfig
@@ -101,17 +98,14 @@ class Job:
     """A run as submitit's job: called in each of its processes, as often as it is requeued.
 
     Attributes:
-        run: its folder, made.
-        config: YAML.
-        done: called with the folder in the first process when the run is finished; a function of a module.
+        work: does what is left to do, and stops on SIGTERM so that it can go on; pickled, thus a module's function or
+            a ``partial`` of one.
     """
 
-    run: Path
-    config: str
-    done: Callable[[Path], object] | None = None
+    work: Callable[[], object]
 
     def __call__(self) -> None:
-        """Start the run or go on from its checkpoint; stop with a checkpoint on the signal of pre-emption."""
+        """Start the work or go on with it; stop with a checkpoint on the signal of pre-emption."""
         import submitit
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -122,7 +116,7 @@ class Job:
         signal.signal(signal.SIGTERM, told.stop)
         signal.signal(number, told.preempt)
         try:
-            self._train()
+            self.work()
         except Terminated as stopped:
             print(stopped, flush=True)
             if told.preempted and current_world().first:
@@ -130,16 +124,6 @@ class Job:
         except UserError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             os._exit(2)  # others may wait for this process: SLURM ends them
-
-    def _train(self) -> None:
-        from ssl_toolkit.processes.world import leave
-        from ssl_toolkit.training.pretrain import carry_on
-
-        config: Any = OmegaConf.create(self.config)
-        carry_on(self.run, config, Console())
-        leave()
-        if self.done is not None and current_world().first:
-            self.done(self.run)
 
     def checkpoint(self) -> Any:
         """What to queue in the place of a job that was pre-empted: the same, since it finds its checkpoint."""
@@ -160,8 +144,10 @@ class Told:
         signal.raise_signal(signal.SIGTERM)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """Handles SIGTERM while there is no training to stop."""
-        raise Terminated("stopped before or after training")
+        """Handles SIGTERM while there is no training to stop. The first process alone leaves: it might wait for others,
+        and hear of the signal only once they have done their part."""
+        if current_world().first:
+            raise Terminated("stopped before or after training")
 
 
 def _executor(folder: Path, resources: dict[str, Any], retries: int, *, dry: bool = False) -> Any:
@@ -213,25 +199,18 @@ def check_slurm(options: SlurmConfig, trainer: TrainerConfig) -> None:
     _executor(Path("slurm"), options.resources(trainer), options.max_num_timeout)
 
 
-def submit(
-    runs: Sequence[tuple[Path, DictConfig]],
-    options: SlurmConfig,
-    trainer: TrainerConfig,
-    folder: Path,
-    done: Callable[[Path], object] | None = None,
-) -> list[str]:
+def submit(jobs: Sequence[Job], options: SlurmConfig, trainer: TrainerConfig, folder: Path, again: str) -> list[str]:
     """Queue runs whose folders are made, several as one job array; returns their job ids.
 
     Args:
         trainer: of all runs, as far as `SlurmConfig.resources` reads it.
         folder: for the scripts, logs and pickles of the jobs, on a disk that the cluster shares.
-        done: see `Job`.
+        again: what to do where SLURM does not take them.
 
     Raises:
         UserError: there is no SLURM here, or it does not take the jobs.
     """
     executor = _executor(folder, options.resources(trainer), options.max_num_timeout)
-    jobs = [Job(run.absolute(), OmegaConf.to_yaml(config, resolve=True), done) for run, config in runs]
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
@@ -240,10 +219,16 @@ def submit(
         return [str(job.job_id) for job in queued]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         said = str(error).strip().splitlines() or ["no reason given"]
-        again = " ".join(f"run={run}" for run, _ in runs[:1])
-        raise UserError(
-            f"sbatch did not take the job: {said[-1]}; submit again with: ssl-toolkit pretrain {again} launcher=slurm"
-        ) from error
+        raise UserError(f"sbatch did not take the job: {said[-1]}; {again}") from error
+
+
+def log_of(folder: Path, number: str) -> Path:
+    """What the first process of job ``number`` writes to standard error.
+
+    Args:
+        folder: of `submit`.
+    """
+    return folder / f"{number}_0_log.err"
 
 
 def job_folder(root: Path) -> Path:

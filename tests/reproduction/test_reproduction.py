@@ -17,7 +17,7 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from ssl_toolkit import training
+from ssl_toolkit import picture_commands, training
 from ssl_toolkit.cli import main
 from ssl_toolkit.config import compose_config
 from ssl_toolkit.errors import UserError
@@ -26,7 +26,7 @@ from ssl_toolkit.methods import METHODS
 from ssl_toolkit.registry import typed
 from ssl_toolkit.reproduction import jobs as jobs_module
 from ssl_toolkit.reproduction import read_study, run_identity, study_names
-from ssl_toolkit.reproduction.jobs import DONE, Job, ReproduceConfig, plan, run_jobs
+from ssl_toolkit.reproduction.jobs import DONE, MEMORY, Job, ReproduceConfig, plan, run_jobs
 from ssl_toolkit.reproduction.summary import Estimate, Summary, as_csv, markdown, summarise, terminal
 from tests.helpers import heed_interrupts
 
@@ -47,6 +47,7 @@ def test_every_row_of_every_study_composes_and_differs_from_the_others(name: str
         assert set(row.paper) <= set(study.columns)
         expected = "digit_scenes" if scale == "mini" else "imagenet"
         assert config.data.name == expected
+    assert set(study.pictures) <= set(picture_commands.KINDS)
     assert len(set(methods)) == len(methods)
 
 
@@ -99,7 +100,7 @@ def made_up(**failed: str) -> Summary:
     seeds = [20.0, 40.0, 60.0]  # far apart: only pairing shows the rows' differences
     gains = {"none": 0.0, "L_d": 1.0, "L_s": 2.0, "L_s + L_d": 3.0}
     values = {
-        row.name: {c: [s + gains[row.name] + rng.normal(0, 0.1) for s in seeds] for c in study.columns}
+        row.name: {c: [s + gains[row.name] + rng.normal(0, 0.1) for s in seeds] for c in (*study.columns, "time")}
         for row in study.rows
     }
     return Summary(study, "mini", [0, 1, 2], values, failed)
@@ -125,7 +126,7 @@ def test_tables_hold_ours_and_the_papers_numbers() -> None:
             assert words in text
     assert "experiment=digits_vicregl method.local.matching=none" in markdown(summary)
     rows = as_csv(summary).splitlines()
-    assert rows[0] == "study,scale,setting,seed,classification,segmentation"
+    assert rows[0] == "study,scale,setting,seed,classification,segmentation,time,run"
     assert len(rows) == 1 + 4 * 3
     plain = json.loads(json.dumps(summary.as_dict()))
     assert plain["rows"][0]["segmentation"]["seeds"] == summary.values["none"]["segmentation"]
@@ -138,7 +139,7 @@ def fake_process(job: Job, options: ReproduceConfig) -> subprocess.Popen[bytes]:
     fails = job.rows[0][1] == "L_d"
     (job.folder / "reproduce.log").write_text("starting\nerror: no room\n" if fails else "fine\n")
     if not fails:
-        write_json(job.folder / DONE, {"evaluated_by": job.evaluation_digest(options), "memory_gib": 1.0})
+        write_json(job.folder / DONE, {"evaluated_by": job.evaluation_digest(options)})
     return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({2 if fails else 0})"])
 
 
@@ -178,6 +179,9 @@ def test_a_study_runs_and_is_not_run_again(
         assert row["memory"]["mean"] > 0.1
         (folder,) = map(Path, row["runs"])
         assert (folder / "results" / "segmentation-digit_scenes.json").is_file()
+        assert row["reports"] == [f"{folder}/report.html"]
+    page = Path("reproduced/table11-mini.md").read_text()
+    assert f"([report](runs/{folder.name}/report.html))" in page
     assert main(argv) == 0
     assert "2 finished before, 0 to do" in capsys.readouterr().out
 
@@ -187,7 +191,8 @@ def finished(job: Job, metrics: str, **results: float) -> None:
     (job.folder / "results").mkdir(parents=True)
     (job.folder / "config.yaml").write_text("method: {name: x}\ntrainer: {batch_size: 60}\n")
     (job.folder / "metrics.csv").write_text(metrics)
-    write_json(job.folder / DONE, {"evaluated_by": "x", "memory_gib": 1.5})
+    write_json(job.folder / DONE, {"evaluated_by": "x"})
+    write_json(job.folder / MEMORY, {"peak_gib": 1.5})
     for protocol, (metric, value) in {"linear": ("top1", results.get("top1")),
                                       "segmentation": ("miou", results.get("miou"))}.items():  # fmt: skip
         if value is not None:
@@ -216,6 +221,22 @@ def test_a_table_reads_linear_accuracy_and_miou(tmp_path: Path) -> None:
     assert [summary.values[name]["classification"] for name in rows] == [[50 + i, 54 + i] for i in range(4)]
     assert [summary.values[name]["segmentation"] for name in rows] == [[20 + i, 24 + i] for i in range(4)]
     assert summary.folders["none"] == [str(jobs[0].folder), str(jobs[4].folder)]
+    assert f"[{jobs[4].folder.name}](runs/{jobs[4].folder.name}/config.yaml)" in markdown(summary)
+
+
+def test_every_table_says_what_its_runs_cost(tmp_path: Path) -> None:
+    study = read_study("grid")
+    options = ReproduceConfig(out=str(tmp_path), seeds=[0, 1])
+    jobs = plan([study], options, QUICK)
+    for minutes, job in zip((1, 2, 3, 4), jobs):
+        finished(job, f"step,images_per_second\n100,{100 / minutes}\n", top1=50.0, miou=20.0)
+    summary = summarise(study, jobs, "mini", options.seeds, {})
+    first, second = study.rows
+    assert summary.values[first.name]["time"] == [1.0, 3.0]
+    assert f"| {second.name} | 50.0 ± 0.0 | 20.0 ± 0.0 | 3.0 ± 1.0 |" in markdown(summary)
+    assert summary.as_dict()["rows"][0]["time"]["mean"] == 2.0
+    assert "time" not in summary.as_dict()["differences"][0]
+    assert as_csv(summary).splitlines()[1].endswith(f",50.0000,20.0000,1.0000,{jobs[0].folder}")
 
 
 @pytest.mark.command
@@ -244,7 +265,7 @@ def test_a_run_that_failed_in_training_is_summed_up_as_missing(tmp_path: Path) -
     options = ReproduceConfig(out=str(tmp_path), seeds=[0])
     study = read_study("table11")
     jobs = plan([study], options, QUICK)
-    summary = summarise(study, jobs, "mini", [0], {str(jobs[0].folder): "error: no room"})
+    summary = summarise(study, jobs, "mini", [0], {jobs[0].folder: "error: no room"})
     assert summary.failed == {"VICReg, seed 0": "error: no room"}
     assert math.isnan(summary.mean("VICReg", "time").mean)
 

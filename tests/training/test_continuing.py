@@ -267,10 +267,9 @@ def test_export_refuses(run: Path, capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_init_says_what_to_do(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"last\.ckpt is a checkpoint, to resume .* ssl-toolkit export .*kpoint last"):
-        initial_weights(checkpoint_path(run, "last"))
-    with pytest.raises(UserError, match=r"is not finished: go on with it \(run=.*\), or write its backbone first"):
+    with pytest.raises(UserError, match=r"is not finished: go on with it \(run=.*\), or start .* init=.*last\.ckpt"):
         initial_weights(run)
+    assert initial_weights(checkpoint_path(run, "last")) == checkpoint_path(run, "last")
     with pytest.raises(UserError, match="does not exist: give a finished run"):
         initial_weights(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -285,6 +284,9 @@ def test_init_starts_from_exported_weights(run: Path, tmp_path: Path) -> None:
     parts = training.assemble(compose_config("pretrain", [*options, override_of("init", weights)]))
     started = parts.method.backbone.state_dict()
     assert all(torch.equal(started[key], value) for key, value in load_file(weights).items())
+    last = override_of("init", checkpoint_path(run, "last"))
+    again = training.assemble(compose_config("pretrain", [*options, last])).method.backbone.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in started.items())
 
 
 def test_flat_names_and_differences() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from ssl_toolkit.cli import main
 from ssl_toolkit.config import compose_config, override_of
 from ssl_toolkit.processes.world import World
 from ssl_toolkit.registry import typed
+from ssl_toolkit.slurm_commands import train_and_report
 from ssl_toolkit.training.options import TrainerConfig
 from ssl_toolkit.training.slurm import Job, SlurmConfig
+from tests.fake_slurm import JOB_OF_TWO, fake_slurm, preempt
 from tests.helpers import quick_overrides
 from tests.training.killing import metrics, runs_differ
 
@@ -139,42 +141,10 @@ def test_dry_run_of_a_sweep_is_an_array(tmp_path: Path, capsys: pytest.CaptureFi
     assert "cannot be swept" in capsys.readouterr().err
 
 
-SBATCH = """#!/bin/sh
-cp "$1" "{folder}/script.sh"
-echo "Submitted batch job 77"
-"""
-SRUN = """#!{python}
-import os, signal, subprocess, sys
-arguments = sys.argv[1:]
-while arguments[0].startswith("--"):
-    option = arguments.pop(0)
-    if option in ("--output", "--error"):
-        arguments.pop(0)
-tasks = []
-for rank in range({tasks}):
-    said = dict(SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NODEID=0, SLURM_STEP_ID=0)
-    log = open(os.path.join("{folder}", "task-%d.log" % rank), "a")
-    environment = os.environ | {{key: str(value) for key, value in said.items()}}
-    tasks.append(subprocess.Popen(arguments, env=environment, stdout=log, stderr=log))
-signal.signal(signal.SIGUSR2, lambda number, frame: [task.send_signal(number) for task in tasks])
-sys.exit(max(abs(task.wait()) for task in tasks))
-"""
-SCONTROL = """#!/bin/sh
-echo "$@" >> "{folder}/requeued"
-"""
-
-
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with SLURM's commands: ``sbatch`` keeps the script, ``srun`` starts two tasks."""
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
-        path = folder / name
-        path.write_text(text.format(folder=folder, python=sys.executable, tasks=2))
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder
+    """A folder with SLURM's commands."""
+    return fake_slurm(tmp_path / "cluster", monkeypatch)
 
 
 def test_a_sweep_is_submitted_as_an_array(cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,17 +183,10 @@ def test_a_job_of_two_tasks_is_preempted_and_requeued(cluster: Path, tmp_path: P
     runs, job = tmp_path / "runs", ["bash", str(cluster / "script.sh")]
     more = ["launcher=slurm", "trainer.devices=2"]
     assert main(["pretrain", *options(runs, "run"), *more]) == 0
-    environment = os.environ | {
-        "SLURM_JOB_ID": "77",
-        "SLURM_NTASKS": "2",
-        "SLURM_JOB_NUM_NODES": "1",
-        "SLURM_JOB_NODELIST": "127.0.0.1",
-        "SLURM_STEP_TASKS_PER_NODE": "2",
-    }
+    environment = os.environ | JOB_OF_TWO
     first = subprocess.Popen(job, env=environment, start_new_session=True)
     wait_for_rows(runs / "run" / "metrics.csv", 2)
-    srun = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(srun.stdout.split()[0]), signal.SIGUSR2)
+    preempt(first)
     first.wait(PATIENCE)
     said = (cluster / "task-0.log").read_text()
     assert (cluster / "requeued").read_text() == "requeue 77\n", said
@@ -252,7 +215,7 @@ def test_a_preempted_job_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     run = training.prepare(config, World())
     executor = submitit.LocalExecutor(tmp_path / "jobs")
     executor.update_parameters(timeout_min=10, signal_delay_s=1)
-    job = executor.submit(Job(run, OmegaConf.to_yaml(config)))
+    job = executor.submit(Job(partial(train_and_report, run, OmegaConf.to_yaml(config))))
     wait_for_rows(run / "metrics.csv", 2)
     os.kill(task_of(int(job.job_id)), signal.SIGUSR2)
     job.result()
@@ -268,7 +231,7 @@ def test_a_job_that_is_done_has_nothing_left_to_do(tmp_path: Path) -> None:
     run = training.prepare(config, World())
     (run / "backbone.safetensors").touch()
     before = sorted(run.iterdir())
-    Job(run, OmegaConf.to_yaml(config))._train()
+    training.carry_on(run, config, Console(quiet=True))
     assert sorted(run.iterdir()) == before
 
 
