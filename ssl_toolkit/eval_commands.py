@@ -13,6 +13,7 @@ from ssl_toolkit import evaluation
 from ssl_toolkit.config import compose_config, parse
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.hardware import describe_hardware, pick_device, pick_precision
+from ssl_toolkit.json_output import Emit, json_only
 from ssl_toolkit.processes.launch import launch
 from ssl_toolkit.processes.world import (
     console_of,
@@ -34,8 +35,12 @@ EVAL_HOURS = 48.0
 EVALUATE = "ssl_toolkit.eval_commands:evaluate_started"
 
 
-def evaluate(protocols: str, overrides: Sequence[str], console: Console) -> int:
-    """``ssl-toolkit eval``: protocols on a run, an exported backbone, or an untrained one."""
+def evaluate(protocols: str, overrides: Sequence[str], console: Console, emit: Emit | None = None) -> int:
+    """``ssl-toolkit eval``: protocols on a run, an exported backbone, or an untrained one.
+
+    Args:
+        emit: takes the results as JSON.
+    """
     names = [name.strip() for name in protocols.split(",") if name.strip()]
     if any("=" in name for name in names):
         raise UserError(f"name the protocols first: ssl-toolkit eval knn,linear {protocols}")
@@ -47,11 +52,11 @@ def evaluate(protocols: str, overrides: Sequence[str], console: Console) -> int:
     device = pick_device(options.device)
     world = planned_world(options.devices, device)
     if world.size > 1 and told_world() is None:
-        given = OmegaConf.create({"protocols": names, "overrides": list(overrides)})
+        given = OmegaConf.create({"protocols": names, "overrides": list(overrides), "json": emit is not None})
         launch(world.size, EVALUATE, Path.cwd(), given, quiet=console.quiet)
         return 0
     join(world, process_device(device, world), hours=EVAL_HOURS)
-    _evaluate(names, config, data, _scale_note(overrides, config), console_of(world, console))
+    _evaluate(names, config, data, _scale_note(overrides, config), console_of(world, console), emit)
     leave()
     return 0
 
@@ -61,15 +66,35 @@ def evaluate_started(folder: Path, given: DictConfig, console: Console) -> None:
     config, data = eval_data_config(given.overrides)
     world = current_world()
     join(world, process_device(pick_device(config.device), world), hours=EVAL_HOURS)
-    _evaluate(given.protocols, config, data, _scale_note(given.overrides, config), console)
+    scale = _scale_note(given.overrides, config)
+    if not given.json:
+        _evaluate(given.protocols, config, data, scale, console)
+        return
+    with json_only() as emit:
+        _evaluate(given.protocols, config, data, scale, Console(stderr=True, quiet=console.quiet), emit)
 
 
-def _evaluate(names: Sequence[str], config: DictConfig, data: DictConfig, scale: str, console: Console) -> None:
+def _evaluate(
+    names: Sequence[str],
+    config: DictConfig,
+    data: DictConfig,
+    scale: str,
+    console: Console,
+    emit: Emit | None = None,
+) -> None:
     source, out = source_of(config, data)
     out = out if config.out is None else Path(config.out)
     _describe(names, source, data, config, scale, console)
     results = evaluation.evaluate(names, source, data, config, out, console)
+    if emit is not None:
+        if current_world().first:
+            emit({"folder": out, "results": [result.as_dict() for result in results]})
+        return
     console.print(evaluation.summary_table(results))
+    for result in results:
+        shown = evaluation.PROTOCOLS.entry(result.protocol).factory.shown  # type: ignore[attr-defined]
+        if shown:
+            console.print(evaluation.grid_table(result, shown))
     console.print(f"results  {out}", highlight=False, soft_wrap=True)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from ssl_toolkit import evaluation, training
 from ssl_toolkit.backbones import BackboneConfig
@@ -14,7 +17,7 @@ from ssl_toolkit.errors import UserError
 from ssl_toolkit.files import sha256
 from ssl_toolkit.processes.world import from_first
 from ssl_toolkit.registry import typed
-from ssl_toolkit.zoo import IMAGENET_MEAN, IMAGENET_STD, load_official, published, zoo_file
+from ssl_toolkit.zoo import load_published, published, zoo_file
 
 Compose = Callable[[Sequence[str]], DictConfig]
 
@@ -62,11 +65,13 @@ def source_of(config: DictConfig, data: DictConfig) -> tuple[evaluation.Source, 
     if config.run is not None:
         run = Path(config.run)
         source, out = evaluation.run_source(run, expect), run / "results"
+        source = dataclasses.replace(source, load_local=cache(partial(_local_vectors, run, source)))
     elif config.checkpoint is not None:
         path = Path(config.checkpoint)
         source, out = evaluation.file_source(path, expect), path.parent / f"{path.stem}-results"
     elif config.zoo is not None:
-        source, out = _zoo_source(str(config.zoo)), Path(f"zoo-{config.zoo}-results")
+        source = _zoo_source(str(config.zoo))
+        out = Path(f"zoo-{source.name}-results")
     elif expect is not None:
         source = evaluation.untrained_source(expect, data, config.seed)
         out = Path(f"untrained-{expect.name}-results")
@@ -77,9 +82,28 @@ def source_of(config: DictConfig, data: DictConfig) -> tuple[evaluation.Source, 
     return source, out
 
 
+def _local_vectors(run: Path, source: evaluation.Source) -> Callable[[Tensor], Tensor]:
+    """What makes the vectors by which a run matched cells: its local projector, on the device of the maps it is given.
+
+    Raises:
+        UserError: no checkpoint, no local projector, or another backbone than that of ``source``.
+    """
+    method = training.load_method(run)
+    head = getattr(method, "local_head", None)
+    if head is None:
+        raise UserError(f"run={run} trained no local projector")
+    if dataclasses.replace(source, backbone=method.backbone).weights_digest() != source.weights_digest():
+        raise UserError(f"run={run}: backbone.safetensors is not that of last.ckpt; ssl-toolkit export {run} writes it")
+
+    def vectors(maps: Tensor) -> Tensor:
+        head.to(maps.device)
+        return method.local_vectors(maps.float())
+
+    return vectors
+
+
 def _zoo_source(name: str) -> evaluation.Source:
     entry = published(name)
-    path = from_first(lambda: zoo_file(name))
-    statistics = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-    backbone = load_official(path, entry.arch)
-    return evaluation.Source(backbone, statistics, name, str(path), sha256(path))
+    path = from_first(lambda: zoo_file(entry.name))
+    found = load_published(entry, path)
+    return evaluation.Source(found.backbone, found.preprocessing, entry.name, str(path), sha256(path))

@@ -8,8 +8,9 @@ from ssl_toolkit.evaluation.knn import KnnConfig, knn_predict
 from ssl_toolkit.evaluation.linear import LinearConfig
 from ssl_toolkit.evaluation.linear_augmented import LinearAugmentedConfig
 from ssl_toolkit.evaluation.local_matching import MatchingConfig
+from ssl_toolkit.evaluation.match_rules import MatchRulesConfig
 from ssl_toolkit.evaluation.protocol import PROTOCOLS, EvalData, Outcome, Protocol
-from ssl_toolkit.evaluation.results import Result, summary_table
+from ssl_toolkit.evaluation.results import Result, grid_table, summary_table
 from ssl_toolkit.evaluation.segmentation import SegmentationAugmentedConfig, SegmentationConfig
 from ssl_toolkit.evaluation.source import Source, file_source, run_source, untrained_source
 from ssl_toolkit.evaluation.spectrum import SpectrumConfig
@@ -27,6 +28,7 @@ __all__ = [
     "KnnConfig",
     "LinearAugmentedConfig",
     "LinearConfig",
+    "MatchRulesConfig",
     "MatchingConfig",
     "Outcome",
     "Preparation",
@@ -43,6 +45,7 @@ __all__ = [
     "evaluate_on",
     "extract",
     "file_source",
+    "grid_table",
     "knn_predict",
     "run_source",
     "summary_table",

@@ -8,16 +8,14 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ssl_toolkit.criteria.distributed import rank, world_size
+from ssl_toolkit.criteria.distributed import rank
 from ssl_toolkit.data.base import ImageDataset
-from ssl_toolkit.data.transforms import as_rgb
 from ssl_toolkit.errors import UserError, unknown
 from ssl_toolkit.evaluation.features import evaluating
+from ssl_toolkit.evaluation.match_arrays import match_arrays
 from ssl_toolkit.evaluation.match_counts import (
     COUNTS,
     RADII,
@@ -28,13 +26,11 @@ from ssl_toolkit.evaluation.match_counts import (
     overlap,
     places,
     similarities,
+    standard_error,
 )
 from ssl_toolkit.evaluation.protocol import MAPS, PROTOCOLS, EvalData, Outcome, Protocol
 from ssl_toolkit.evaluation.source import Source
-from ssl_toolkit.evaluation.view_pairs import PairViews, pair_batches, pair_features, spread, units
-from ssl_toolkit.matching import cell_axes, match_tables
-from ssl_toolkit.processes import agree
-from ssl_toolkit.progress import progress_bar
+from ssl_toolkit.evaluation.view_pairs import PairViews, over_units, pair_batches, pair_features, spread
 from ssl_toolkit.views import ViewBatch
 
 AUGMENTS = ("photometric", "geometry")
@@ -145,31 +141,14 @@ class LocalMatching(Protocol):
         return Outcome(metrics, {}, grid, details, [note], examples)
 
     def _measure(self, data: EvalData, augment: str) -> tuple[list[Unit], tuple[int, int]]:
-        """All units in order, in every process; this one works on every world-th. And the map's height and width."""
-        parts = units(spread(len(data.datasets["test"]), self.options.images))
-        first, step = rank(), world_size()
-        mine: dict[int, Unit] = {}
-        shape: tuple[int, int] = (0, 0)
+        """All units in order, in every process; and the map's height and width."""
+        options, recipe = self.options, self._recipe(data, augment)
 
-        def work() -> None:
-            nonlocal shape
-            recipe = self._recipe(data, augment)
-            batches = pair_batches(data, "test", parts[first::step], recipe, self.options.seed)
-            total = sum(map(len, parts[first::step]))
-            title = f"matching, {augment}"
-            backbone = data.source.backbone.to(data.device)
-            with evaluating(backbone), progress_bar(title, total, "pairs", console=data.console) as bar:
-                for number, batch in zip(range(first, len(parts), step), batches):
-                    mine[number], shape = self._unit(data, batch, number)
-                    bar.advance(len(batch))
+        def work(batch: ViewBatch, number: int) -> tuple[Unit, tuple[int, int]]:
+            return self._unit(data, batch, number)
 
-        agree(work)
-        joined: list[Any] = [(mine, shape)]
-        if step > 1:
-            joined = [None] * step
-            dist.all_gather_object(joined, (mine, shape))
-        everything = {number: unit for part, _ in joined for number, unit in part.items()}
-        return [everything[number] for number in range(len(parts))], max(s for _, s in joined)
+        found = over_units(data, options.images, recipe, options.seed, f"matching, {augment}", work)
+        return [unit for unit, _ in found], found[0][1]
 
     def _recipe(self, data: EvalData, augment: str) -> Any:
         views = self.options.views
@@ -198,8 +177,12 @@ class LocalMatching(Protocol):
         (batch,) = pair_batches(data, "test", [index], recipe, self.options.seed)
         with evaluating(data.source.backbone.to(data.device)):
             maps = [found[MAPS].float().cpu() for found in pair_features(data, batch, MAPS)]
-        arrays = match_arrays(batch, maps, self.options.distances[0])
-        arrays |= {f"seed_{i}": as_rgb(dataset.image(position)) for i, position in enumerate(index)}
+        vectors = [m.flatten(2).mT for m in maps]
+        if self.options.distances[0] == "cosine":
+            vectors = [F.normalize(v, dim=2) for v in vectors]
+        height, width = maps[0].shape[2:]
+        images = [dataset.image(position) for position in index]
+        arrays = match_arrays(batch, images, (vectors[0], vectors[1]), (height, width), KEPT)
         return {**arrays, "index": np.array(index)}
 
 
@@ -241,16 +224,8 @@ def shares(rows: NDArray[np.float64]) -> dict[str, float | int | None]:
         name = f"match_{radius}"
         result[name] = 100 * total[name] / cells if cells else None
         result[f"chance_{radius}"] = 100 * total[f"chance_{radius}"] / cells if cells else None
-        result[f"{name}_error"] = _standard_error(rows[:, COUNTS.index(name)], rows[:, 0])
+        result[f"{name}_error"] = standard_error(rows[:, COUNTS.index(name)], rows[:, 0])
     return result | {name: total[name] / cells if cells else None for name in ERRORS}
-
-
-def _standard_error(right: NDArray[np.float64], cells: NDArray[np.float64]) -> float | None:
-    """Of ``100 * right.sum() / cells.sum()`` over images drawn at random, whose cells go together."""
-    if len(cells) < 2 or not cells.sum():
-        return None
-    rest = right - cells * (right.sum() / cells.sum())
-    return float(100 * np.sqrt(rest @ rest * len(cells) / (len(cells) - 1)) / cells.sum())
 
 
 def similarity_means(found: Similarities, chosen: NDArray[np.bool_]) -> dict[str, float | int | None]:
@@ -269,19 +244,3 @@ def similarity_means(found: Similarities, chosen: NDArray[np.bool_]) -> dict[str
 
 def _mean(values: NDArray[np.float64]) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-def match_arrays(batch: ViewBatch, maps: Sequence[Tensor], distance: str) -> dict[str, NDArray[Any]]:
-    """Both views of each image and where each cell of the first is matched in the second, in the format of a run's
-    ``examples/matches.npz`` but for the seed images."""
-    vectors = [m.flatten(2).mT for m in maps]
-    if distance == "cosine":
-        vectors = [F.normalize(v, dim=2) for v in vectors]
-    axes = [cell_axes(view.box, m.shape[2], m.shape[3], view.flip) for view, m in zip(batch.views, maps)]
-    arrays: dict[str, NDArray[Any]] = {"grid": np.array(maps[0].shape[2:])}
-    for name, view in zip("ab", batch.views):
-        arrays[f"view_{name}"] = as_rgb(view.image.permute(0, 2, 3, 1).numpy())
-        arrays[f"box_{name}"], arrays[f"flip_{name}"] = view.box.numpy(), view.flip.numpy()
-    for name, table in match_tables(axes[0], axes[1], (vectors[0], vectors[1]), KEPT).items():
-        arrays[name], arrays[f"{name}_distance"], arrays[f"{name}_kept"] = (values.numpy() for values in table)
-    return arrays

@@ -222,3 +222,15 @@ def auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float |
     ordered = np.sort(negative)
     below, up_to = np.searchsorted(ordered, positive, "left"), np.searchsorted(ordered, positive, "right")
     return float(100 * ((below + up_to) / 2).mean() / len(negative))
+
+
+def standard_error(part: NDArray[np.float64], whole: NDArray[np.float64]) -> float | None:
+    """Of ``100 * part.sum() / whole.sum()`` over images drawn at random, whose cells go together.
+
+    Args:
+        part, whole: ``(images,)``, counts.
+    """
+    if len(whole) < 2 or not whole.sum():
+        return None
+    rest = part - whole * (part.sum() / whole.sum())
+    return float(100 * np.sqrt(rest @ rest * len(whole) / (len(whole) - 1)) / whole.sum())

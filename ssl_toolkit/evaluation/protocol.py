@@ -123,12 +123,14 @@ class Protocol(ABC):
         metric: the key of ``Outcome.metrics`` that stands for the protocol and chooses its hyper-parameters.
         parallel: whether every process runs it and gets the same outcome; else process 0 does, for all.
         describes: a few words for tables: what is trained on what.
+        shown: columns of ``Outcome.grid`` that the command prints as a table of its own, and their titles; mostly none.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     metric: ClassVar[str]
     parallel: ClassVar[bool] = False
     describes: ClassVar[str]
+    shown: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: Any) -> None:
         self.options = options

@@ -72,6 +72,22 @@ def read_labels(dataset: ImageDataset) -> Tensor | None:
     return torch.from_numpy(labels.astype(np.int64))
 
 
+def checked_mask(dataset: ImageDataset, index: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The mask of image ``index``, whose height and width are ``shape``.
+
+    Raises:
+        UserError: a mask of another size than its image, or with values that are neither a class nor void.
+    """
+    mask, classes = dataset.mask(index), dataset.mask_classes or ()
+    where = f"{dataset.name} {dataset.split}: the mask of image {index}"
+    if mask.shape != shape:
+        raise UserError(f"{where} is {mask.shape}, its image is {shape} (height, width)")
+    wrong = mask[(mask >= len(classes)) & (mask != VOID)]
+    if wrong.size:
+        raise UserError(f"{where} holds {wrong[0]}: outside the {len(classes)} classes and not void ({VOID})")
+    return mask
+
+
 def read_batches(
     dataset: ImageDataset,
     batches: Sequence[Rows],
@@ -122,19 +138,9 @@ class _Reader(Dataset):
         resize, size = self.preparation.resize, self.preparation.size
         masks = None
         if self.masks:
-            cut = [self._mask(int(i), image.shape[:2], resize, size) for i, image in zip(indices, images)]
-            masks = torch.stack(cut)
+            whole = [checked_mask(self.dataset, int(i), image.shape[:2]) for i, image in zip(indices, images)]
+            masks = torch.stack([torch.as_tensor(eval_mask(mask, resize, size)) for mask in whole])
         return eval_batch(images, resize, size), masks
-
-    def _mask(self, index: int, shape: tuple[int, ...], resize: int, size: int) -> Tensor:
-        mask, classes = self.dataset.mask(index), self.dataset.mask_classes or ()
-        where = f"{self.dataset.name} {self.dataset.split}: the mask of image {index}"
-        if mask.shape != shape:
-            raise UserError(f"{where} is {mask.shape}, its image is {shape} (height, width)")
-        wrong = mask[(mask >= len(classes)) & (mask != VOID)]
-        if wrong.size:
-            raise UserError(f"{where} holds {wrong[0]}: outside the {len(classes)} classes and not void ({VOID})")
-        return torch.as_tensor(eval_mask(mask, resize, size))
 
 
 def _start_worker(worker: int) -> None:

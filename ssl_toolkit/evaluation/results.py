@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -96,6 +97,24 @@ class Result:
         path = folder / f"{stem}.json"
         write_json(path, self.as_dict())
         return path
+
+
+def grid_table(result: Result, columns: Mapping[str, str]) -> Table:
+    """Some columns of the grid of one result, by key with their titles; a gap where the first of them changes."""
+    title = Text(f"{result.title} on {result.data}: percent")
+    table = Table(title=title, title_justify="left", title_style="dim", box=SIMPLE_HEAD, padding=0)
+    numbers = {key for row in result.grid for key, value in row.items() if isinstance(value, float)}
+    for key, heading in columns.items():
+        is_number = key in numbers
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=not is_number)
+    first, before = next(iter(columns)), None
+    for row in result.grid:
+        if before not in (None, row[first]):
+            table.add_section()
+        cells = ["" if key == first and row[key] == before else row[key] for key in columns]
+        table.add_row(*(Text(f"{x:.1f}" if isinstance(x, float) else "" if x is None else str(x)) for x in cells))
+        before = row[first]
+    return table
 
 
 def summary_table(results: Sequence[Result]) -> Table:

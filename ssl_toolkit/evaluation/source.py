@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from ssl_toolkit.backbones import Backbone, BackboneConfig, create_backbone, load_backbone
+from ssl_toolkit.backbones import Backbone, BackboneConfig, create_backbone
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation.features import Preparation, calibrate_batchnorm
 from ssl_toolkit.files import sha256
 from ssl_toolkit.hardware import pick_device
 from ssl_toolkit.registry import typed
+from ssl_toolkit.zoo.importers import load_checkpoint
 
 WEIGHTS = "backbone.safetensors"
 IN_CHECKPOINT = "method.backbone."
+
+LocalVectors = Callable[[Tensor], Tensor]
+"""Maps ``(B, C, H, W)`` to a vector of each cell, ``(B, H * W, D)``."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Source:
         preprocessing: ``mean`` and ``std`` that the backbone was trained with; without them the data's.
         name: for tables.
         checkpoint_path, checkpoint_sha256: of its weights, None for an untrained backbone.
+        load_local: reads what made the vectors by which training matched cells, a `UserError` where there is none; None
+            where nothing but a backbone is known.
     """
 
     backbone: Backbone
@@ -38,6 +45,17 @@ class Source:
     name: str
     checkpoint_path: str | None = None
     checkpoint_sha256: str | None = None
+    load_local: Callable[[], LocalVectors] | None = None
+
+    def local_vectors(self) -> LocalVectors:
+        """What makes the vectors by which training matched cells.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        if self.load_local is None:
+            raise UserError(f"{self.name} is a backbone alone; a run=FOLDER has a local projector too")
+        return self.load_local()
 
     def weights_digest(self) -> str:
         """A hash of the backbone's weights and statistics, whichever file they came from."""
@@ -49,14 +67,14 @@ class Source:
 
 
 def file_source(path: Path, expect: BackboneConfig | None = None, name: str | None = None) -> Source:
-    """The backbone of an exported ``.safetensors`` or of a training checkpoint (``.ckpt``).
+    """The backbone of a checkpoint: of a run of this toolkit, or in any format that `load_checkpoint` knows.
 
-    ``expect`` is needed where an exported file does not say what it is.
+    ``expect`` is needed where neither the file nor the shapes of its weights say what it is.
     """
-    if path.suffix == ".ckpt":
+    if path.suffix == ".ckpt" and (path.parent.parent / "config.yaml").is_file():
         return training_source(path, expect)
-    backbone, preprocessing = load_backbone(path, expect)
-    return Source(backbone, preprocessing, name or path.stem, str(path), sha256(path))
+    found = load_checkpoint(path, arch=expect)
+    return Source(found.backbone, found.preprocessing, name or path.stem, str(path), sha256(path))
 
 
 def training_source(path: Path, expect: BackboneConfig | None = None) -> Source:

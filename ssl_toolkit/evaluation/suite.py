@@ -27,6 +27,7 @@ from ssl_toolkit.evaluation.knn import KnnConfig
 from ssl_toolkit.evaluation.linear import LinearConfig
 from ssl_toolkit.evaluation.linear_augmented import LinearAugmentedConfig
 from ssl_toolkit.evaluation.local_matching import MatchingConfig
+from ssl_toolkit.evaluation.match_rules import MatchRulesConfig
 from ssl_toolkit.evaluation.protocol import PROTOCOLS, EvalData, Protocol
 from ssl_toolkit.evaluation.results import Result
 from ssl_toolkit.evaluation.segmentation import SegmentationAugmentedConfig, SegmentationConfig
@@ -84,6 +85,7 @@ class EvalConfig:
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     detection_finetune: DetectionFinetuneConfig = field(default_factory=DetectionFinetuneConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
+    match_rules: MatchRulesConfig = field(default_factory=MatchRulesConfig)
     spectrum: SpectrumConfig = field(default_factory=SpectrumConfig)
     clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
 

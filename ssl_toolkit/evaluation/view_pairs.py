@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_toolkit.criteria.distributed import rank, world_size
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.evaluation.features import Values, features_of
+from ssl_toolkit.evaluation.features import Values, evaluating, features_of
 from ssl_toolkit.evaluation.protocol import EvalData
+from ssl_toolkit.processes import agree
+from ssl_toolkit.progress import progress_bar
 from ssl_toolkit.views import ViewBatch, ViewDataset, ViewGroup, ViewsConfig
 from ssl_toolkit.views.loader import epoch_of, stop_workers, worker_loader
+
+T = TypeVar("T")
 
 UNIT = 32
 """Images of one piece of work. Fixed, so that results depend on neither batch size nor number of processes."""
@@ -91,6 +98,42 @@ def pair_batches(
             yield batch
     finally:
         stop_workers(loader)
+
+
+def over_units(
+    data: EvalData, images: int, recipe: ViewsConfig, seed: int, title: str, work: Callable[[ViewBatch, int], T]
+) -> list[T]:
+    """What ``work`` makes of the views of each unit of test images and its number, in order, in every process.
+
+    Each process works on every world-th; the backbone is on its device, in evaluation mode.
+
+    Args:
+        images: at most, spread evenly over the split.
+        title: of the progress bar.
+
+    Raises:
+        UserError: of the first process that has one, in all of them.
+    """
+    parts = units(spread(len(data.datasets["test"]), images))
+    first, step = rank(), world_size()
+    mine: dict[int, T] = {}
+
+    def work_on_mine() -> None:
+        batches = pair_batches(data, "test", parts[first::step], recipe, seed)
+        total = sum(map(len, parts[first::step]))
+        backbone = data.source.backbone.to(data.device)
+        with evaluating(backbone), progress_bar(title, total, "pairs", console=data.console) as bar:
+            for number, batch in zip(range(first, len(parts), step), batches):
+                mine[number] = work(batch, number)
+                bar.advance(len(batch))
+
+    agree(work_on_mine)
+    joined: list[Any] = [mine]
+    if step > 1:
+        joined = [None] * step
+        dist.all_gather_object(joined, mine)
+    everything = {number: found for part in joined for number, found in part.items()}
+    return [everything[number] for number in range(len(parts))]
 
 
 def pair_features(data: EvalData, batch: ViewBatch, *wanted: str) -> tuple[Values, Values]:

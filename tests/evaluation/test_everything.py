@@ -24,9 +24,12 @@ from ssl_toolkit.evaluation import PROTOCOLS
 
 LABELLED = ["knn", "linear", "linear_augmented", "finetune"]
 MASKED = ["segmentation", "segmentation_augmented", "clustering"]
+CELLS = ["match_rules"]
+"""Those that read the masks of test images alone, at the centres of cells."""
+
 BOXED = ["detection", "detection_finetune"]
 FREE = ["matching", "spectrum"]
-CACHED = ["knn", "linear", "segmentation", "matching", "spectrum", "clustering"]
+CACHED = ["knn", "linear", "segmentation", "matching", "match_rules", "spectrum", "clustering"]
 
 SHORT = [
     "backbone=tiny_resnet",
@@ -115,7 +118,7 @@ def note_of(protocol: str, *argv: str) -> list[str]:
 
 
 def test_every_protocol_is_tested_here() -> None:
-    assert sorted([*LABELLED, *MASKED, *BOXED, *FREE]) == PROTOCOLS.names()
+    assert sorted([*LABELLED, *MASKED, *CELLS, *BOXED, *FREE]) == PROTOCOLS.names()
 
 
 @pytest.mark.command
@@ -126,7 +129,7 @@ def test_labels_outside_the_classes(protocol: str, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.command
-@pytest.mark.parametrize("protocol", MASKED)
+@pytest.mark.parametrize("protocol", [*MASKED, *CELLS])
 def test_mask_values_outside_the_classes(protocol: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = photos()
     mask = np.zeros((32, 32), np.uint8)
@@ -155,7 +158,9 @@ def test_objects_outside_the_classes(protocol: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("protocols", "need"), [(LABELLED, "labels"), (MASKED, "masks"), (BOXED, "objects")], ids=lambda value: str(value)
+    ("protocols", "need"),
+    [(LABELLED, "labels"), ([*MASKED, *CELLS], "masks"), (BOXED, "objects")],
+    ids=lambda value: str(value),
 )
 def test_data_without_what_a_protocol_needs(
     protocols: list[str], need: str, capsys: pytest.CaptureFixture[str]

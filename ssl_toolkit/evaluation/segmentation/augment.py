@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_toolkit.data.base import VOID, Image, ImageDataset
-from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation.live import Key, Samples
+from ssl_toolkit.evaluation.reading import checked_mask
 from ssl_toolkit.views.photometric import mirror
 
 Mask = NDArray[np.uint8]
@@ -161,14 +161,8 @@ def read_masked(dataset: ImageDataset, index: int) -> tuple[Image, Mask]:
     Raises:
         UserError: a mask of another size than its image, or with values that are neither a class nor void.
     """
-    image, mask, classes = dataset.image(index), dataset.mask(index), dataset.mask_classes or ()
-    where = f"{dataset.name} {dataset.split}: the mask of image {index}"
-    if mask.shape != image.shape[:2]:
-        raise UserError(f"{where} is {mask.shape}, its image is {image.shape[:2]} (height, width)")
-    wrong = mask[(mask >= len(classes)) & (mask != VOID)]
-    if wrong.size:
-        raise UserError(f"{where} holds {wrong[0]}: outside the {len(classes)} classes and not void ({VOID})")
-    return image, mask
+    image = dataset.image(index)
+    return image, checked_mask(dataset, index, image.shape[:2])
 
 
 class CropBatch(NamedTuple):
