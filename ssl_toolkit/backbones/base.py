@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -25,7 +26,8 @@ class BackboneConfig:
             feature maps.
         in_channels: channels of the input images.
         stem: ``imagenet`` keeps the architecture's stem; ``small`` replaces a ResNet's 7x7 stride-2 convolution
-            and max-pooling by a 3x3 stride-1 convolution (as for CIFAR).
+            and max-pooling by a 3x3 stride-1 convolution (as for CIFAR); ``small_padded`` is that with 2 pixels of
+            padding in place of 1, as solo-learn has it.
         drop_path: stochastic depth rate, where the architecture has it.
         image_size: input side in pixels; needed by ViTs, whose position embeddings depend on it.
     """
@@ -50,12 +52,15 @@ class Backbone(nn.Module):
         stage_channels: channels of each map of the pyramid, from fine to coarse.
         norm: ``batch`` or ``layer``, the norm that heads on this backbone should use (BatchNorm for ResNets,
             LayerNorm for ConvNeXts and ViTs, as in the VICRegL paper's code).
+        preprocess: pictures to input (`ssl_toolkit.data.preprocess.Preprocess`) where `ssl_toolkit.load_backbone` made
+            it, else None.
     """
 
     config: BackboneConfig
     num_features: int
     stage_channels: tuple[int, ...]
     norm: str = "batch"
+    preprocess: Callable[[Any], Tensor] | None = None
 
     def forward(self, images: Tensor) -> Features:
         """Features of ``images`` ``(B, in_channels, S, S)``, already normalised."""

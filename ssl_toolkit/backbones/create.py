@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from ssl_toolkit.backbones.base import Backbone, BackboneConfig
 from ssl_toolkit.backbones.timm_backbone import TimmBackbone, timm_model
 from ssl_toolkit.backbones.tiny_resnet import TinyResNet
+from ssl_toolkit.backbones.variants import MOCO_V3_VITS, WIDE_RESNETS, moco_v3_vit, wide_resnet
 from ssl_toolkit.backbones.vicregl import VICREGL_CONVNEXTS, vicregl_convnext
 from ssl_toolkit.errors import UserError, unknown
 from ssl_toolkit.registry import Registry, typed
@@ -22,8 +23,12 @@ backbones: Registry[Backbone] = Registry("backbone")
 backbones.register("tiny_resnet", BackboneConfig)(TinyResNet)
 for _name in VICREGL_CONVNEXTS:
     backbones.register(_name, BackboneConfig)(vicregl_convnext)
+for _name in WIDE_RESNETS:
+    backbones.register(_name, BackboneConfig)(wide_resnet)
+for _name in MOCO_V3_VITS:
+    backbones.register(_name, BackboneConfig)(moco_v3_vit)
 
-STEMS = ("imagenet", "small")
+STEMS = ("imagenet", "small", "small_padded")
 
 
 def backbone_names() -> list[str]:

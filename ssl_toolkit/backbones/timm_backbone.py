@@ -59,6 +59,7 @@ class TimmBackbone(Backbone):
                 f"timm model {config.name!r} has no usable feature maps ({reason(error)}): choose another one"
             ) from error
 
+    @torch.enable_grad()  # a backbone may be made where gradients are off
     def _inspect(self) -> None:
         """Set the layout of the maps, the pyramid's levels and the channels, by shapes alone."""
         size = self.config.image_size or int(self.model.pretrained_cfg["input_size"][-1])
@@ -177,7 +178,7 @@ def timm_model(config: BackboneConfig, name: str | None = None, **options: Any) 
         raise UserError(f"timm cannot build backbone {config.as_dict()}: {reason(error)}") from error
     if config.drop_path > 0 and not any(isinstance(m, DropPath) and m.drop_prob for m in model.modules()):
         raise UserError(f"{config.name} has no stochastic depth: set backbone.drop_path=0")
-    if config.stem == "small":
+    if config.stem != "imagenet":
         _make_stem_small(config, model)
     if isinstance(model, VGG):
         model.pre_logits = nn.Identity()  # type: ignore[assignment]  # a hundred million weights that only a classifier uses
@@ -201,8 +202,9 @@ def _create(name: str, required: dict[str, Any], optional: dict[str, Any]) -> nn
 def _make_stem_small(config: BackboneConfig, model: nn.Module) -> None:
     """A 3x3 stride-1 convolution for the 7x7 stride-2 one, and no max-pooling (SimCLR, appendix B.9)."""
     if not isinstance(model, ResNet) or not isinstance(model.conv1, nn.Conv2d):
-        raise UserError(f"backbone.stem=small is for ResNets with a 7x7 stem (resnet18), not {config.name}")
-    conv = nn.Conv2d(config.in_channels, model.conv1.out_channels, 3, stride=1, padding=1, bias=False)
+        raise UserError(f"backbone.stem={config.stem} is for ResNets with a 7x7 stem (resnet18), not {config.name}")
+    padding = 2 if config.stem == "small_padded" else 1
+    conv = nn.Conv2d(config.in_channels, model.conv1.out_channels, 3, stride=1, padding=padding, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     model.conv1 = conv  # type: ignore[assignment]
     model.maxpool = nn.Identity()  # type: ignore[assignment]
