@@ -72,7 +72,7 @@ def list_entries(names: Sequence[str], console: Console, emit: Emit | None = Non
     table.add_column("name\nmethod, architecture", no_wrap=True)
     for title in ("alpha", *SHOWN.values()):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("licence\nfile", no_wrap=True)
+    table.add_column("licence\nfile", min_width=12, no_wrap=True)
     for entry in entries:
         name = Text(entry.name, style="bold")
         name.append(f"\n{entry.method}, {entry.arch}, {entry.params:g}M", style="not bold dim")
@@ -85,16 +85,16 @@ def list_entries(names: Sequence[str], console: Console, emit: Emit | None = Non
 
 def _number(entry: Published, measure: str) -> str:
     found = entry.number(measure)
-    return "" if found is None else f"{percent(found[0])}{' (a)' if found[1] == TABLES['authors'] else ''}"
+    return "" if found is None else f"{percent(round(found[0], 1))}{' (a)' if found[1] == TABLES['authors'] else ''}"
 
 
 def _state(entry: Published) -> str:
     """Whether a file of an entry is here, or how it would come."""
     if not entry.files:
-        return "none"
+        return "no file"
     if any(zoo_path(entry, part).is_file() for part in entry.files):
         return "here"
-    return "by browser" if entry.file().browser else "not here"
+    return "by browser" if entry.file().browser else "to fetch"
 
 
 def show(names: Sequence[str], console: Console, emit: Emit | None = None) -> int:
