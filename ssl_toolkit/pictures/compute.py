@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from ssl_toolkit.backbones import Backbone
@@ -16,14 +15,22 @@ from ssl_toolkit.data.base import DataConfig, Image, LabelledImages
 from ssl_toolkit.data.transforms import Normalize, as_rgb, eval_batch
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation.features import evaluating
-from ssl_toolkit.matching import MatchTable, cell_axes, match_tables
-from ssl_toolkit.reporting.matches import KINDS, Matches, MatchExample
+from ssl_toolkit.evaluation.match_arrays import match_arrays
+from ssl_toolkit.reporting.matches import MatchExample, examples_of
 from ssl_toolkit.views import ViewBatch, ViewDataset, ViewGroup, ViewsConfig
 
 CLIP = (1.0, 99.0)
 """Percentiles of a component between which its colour runs: a few outlying cells must not wash out the rest."""
 
 BATCH = 64
+
+Embed = Callable[[Tensor], Tensor]
+"""Feature maps ``(n, C, H, W)`` to a vector for each cell, ``(n, H * W, D)``."""
+
+
+def features_themselves(maps: Tensor) -> Tensor:
+    """The `Embed` that changes nothing."""
+    return maps.flatten(2).mT
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Seen:
 
     Attributes:
         images: ``(n, S, S, 3)`` uint8, the square that the network was shown.
-        maps: ``(n, C, H, W)`` float32.
+        maps: ``(n, C, H, W)`` float32; of embeddings where they were asked for.
         pooled: ``(n, D)`` float32.
     """
 
@@ -50,6 +57,7 @@ def see(
     device: torch.device,
     stage: int | None = None,
     maps: bool = True,
+    embed: Embed = features_themselves,
 ) -> Seen:
     """Features of images whose shorter side is ``size`` and whose centre is cut to a square, in float32.
 
@@ -57,6 +65,7 @@ def see(
         images: each ``(H, W, C)``.
         stage: which map of the pyramid, None for the last map.
         maps: False keeps pooled vectors alone, for many images.
+        embed: what the maps are of; by default features.
 
     Raises:
         UserError: there is no such stage.
@@ -74,7 +83,8 @@ def see(
             features, stages = (backbone(given), []) if stage is None else backbone.forward_stages(given)
             pooled.append(features.pooled.float().cpu())
             if maps:
-                found.append((features.maps if stage is None else stages[stage]).float().cpu())
+                chosen = features.maps if stage is None else stages[stage]
+                found.append(embed(chosen).mT.reshape(len(chosen), -1, *chosen.shape[2:]).float().cpu())
     return Seen(np.concatenate(shown), torch.cat(found) if maps else torch.empty(0), torch.cat(pooled))
 
 
@@ -128,23 +138,6 @@ def similarity(maps: Tensor, image: int, point: Sequence[float]) -> tuple[NDArra
     return found, (row, column)
 
 
-def image_map(pooled: Tensor, *, perplexity: float, seed: int) -> NDArray[np.float64]:
-    """Images on a plane, those with similar features near each other: t-SNE (van der Maaten and Hinton 2008) of
-    pooled features of unit length.
-
-    Returns:
-        ``(n, 2)``.
-
-    Raises:
-        UserError: too few images for the perplexity.
-    """
-    if len(pooled) <= perplexity:
-        raise UserError(f"perplexity={perplexity:g} needs more than {len(pooled)} images: lower it or raise count")
-    unit = torch.nn.functional.normalize(pooled, dim=1).numpy()
-    found: NDArray[np.float64] = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(unit)
-    return found.astype(np.float64)
-
-
 class Chosen(LabelledImages):
     """A few images in memory, as a data set that views are made of."""
 
@@ -172,16 +165,18 @@ def match_examples(
     gamma: int,
     seed: int,
     device: torch.device,
+    embed: Embed = features_themselves,
 ) -> list[MatchExample]:
     """Two random crops of each image, mirrored half of the time, and how their cells match.
 
-    By location, and by feature: the nearest of the other view's last map in squared distance, among the features
-    themselves (no projector). Colours are left as they are. Views are drawn from (seed, position of the image).
+    By location, and by feature: the nearest vector of the other view in squared distance. Colours are left as they
+    are. Views are drawn from (seed, position of the image).
 
     Args:
         size: side of a view in pixels.
         scale: range of a crop's share of the image area.
         gamma: pairs marked as kept, at most the number of cells.
+        embed: of the last map, what is compared; by default features.
     """
     group = ViewGroup(size=size, scale=list(scale), jitter=0.0, gray=0.0, blur=[0.0], solarize=[0.0])
     batch = ViewDataset(Chosen(images), ViewsConfig("torch", [group]), seed).__getitems__(
@@ -191,25 +186,7 @@ def match_examples(
         raise batch
     backbone, normalize = backbone.to(device), normalize.to(device)
     with evaluating(backbone), torch.inference_mode():
-        maps = [backbone(normalize(view.image.to(device))).maps.float().cpu() for view in batch.views]
+        maps = [backbone(normalize(view.image.to(device))).maps for view in batch.views]
+        vectors = [embed(m).float().cpu() for m in maps]
     height, width = maps[0].shape[2:]
-    axes = [cell_axes(view.box, height, width, view.flip) for view in batch.views]
-    vectors = [m.flatten(2).transpose(1, 2) for m in maps]
-    tables = match_tables(axes[0], axes[1], (vectors[0], vectors[1]), gamma)
-    shown = [as_rgb(view.image.permute(0, 2, 3, 1).numpy()) for view in batch.views]
-    return [
-        MatchExample(
-            seed=as_rgb(images[i]),
-            views=(shown[0][i], shown[1][i]),
-            boxes=np.stack([view.box[i].double().numpy() for view in batch.views]),
-            flips=np.array([bool(view.flip[i]) for view in batch.views]),
-            grid=(height, width),
-            matches={kind: _matches(tables[kind], i) for kind in KINDS},
-        )
-        for i in range(len(images))
-    ]
-
-
-def _matches(table: MatchTable, image: int) -> Matches:
-    key, distance, kept = (values[image].numpy() for values in table)
-    return Matches(key, distance.astype(np.float64), kept)
+    return examples_of(match_arrays(batch, images, (vectors[0], vectors[1]), (height, width), gamma))

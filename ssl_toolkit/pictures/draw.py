@@ -108,11 +108,13 @@ def map_figure(
                 label=shorten(classes[label], 24),
             )
         if len(np.unique(labels)) <= len(OKABE_ITO) * len(MARKERS):
-            figure.legend(loc="outside right upper", fontsize=7, frameon=False, ncols=1 + (len(classes) > 30))
+            figure.legend(
+                loc="outside right upper", fontsize=8, frameon=False, labelcolor=INK, ncols=1 + (len(classes) > 30)
+            )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color(FAINT)
-    axes.set_aspect("equal", adjustable="box")
+    axes.set_aspect("equal", adjustable="datalim")
     return figure
 
 

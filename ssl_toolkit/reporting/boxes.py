@@ -28,7 +28,7 @@ class BoxExamples:
     """A few images with the boxes of their objects.
 
     Attributes:
-        title: the protocol and the data, as in the file's name.
+        title: the protocol and the data, from the file's name.
         image: ``(n, S, S, 3)`` uint8.
         true: ``(m, 6)``: which image, class, ``x0, y0, x1, y1`` in its pixels.
         predicted: ``(p, 7)``: the same and the score.
@@ -70,7 +70,7 @@ def _read(path: Path) -> BoxExamples:
             rows[:, :2].min() >= 0 and rows[:, 0].max() < len(image) and rows[:, 1].max() < len(classes)
         ):
             raise UserError(f"{path}: {name} names an image or a class that is not there")
-    return BoxExamples(path.name.removesuffix(SUFFIX), image, true, predicted, classes)
+    return BoxExamples(" on ".join(path.name.removesuffix(SUFFIX).rsplit("-", 1)), image, true, predicted, classes)
 
 
 def box_figure(examples: BoxExamples, columns: range) -> Figure:

@@ -35,6 +35,8 @@ MAIN_METRICS = {
     ("detection_finetune", "mask_ap"): "fine-tuned mask AP",
     ("matching", "match_0"): "right matches",
     ("matching", "auc"): "match AUC",
+    ("match_rules", "top_gamma_on_objects"): "L_d on objects",
+    ("match_rules", "top_gamma_right"): "L_d right",
     ("spectrum", "rankme"): "RankMe (no %)",
     ("clustering", "miou"): "k-means mIoU",
     ("clustering", "image_nmi"): "k-means NMI",

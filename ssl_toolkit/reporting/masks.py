@@ -38,13 +38,14 @@ class SegmentationExamples:
     """A few images with their masks.
 
     Attributes:
+        title: the protocol and the data, from the file's name.
         image: ``(n, S, S, 3)`` uint8.
         mask: ``(n, S, S)`` true classes, `VOID` where not scored.
         prediction: ``(n, S, S)`` predicted classes.
         classes: names, background first.
     """
 
-    data: str
+    title: str
     image: NDArray[np.uint8]
     mask: NDArray[np.integer]
     prediction: NDArray[np.integer]
@@ -81,5 +82,5 @@ def _read(path: Path) -> SegmentationExamples:
         known = (values >= 0) & (values < len(classes)) | (values == VOID)
         if values.dtype.kind not in "iu" or not known.all():
             raise UserError(f"{path}: {name} must hold classes 0 to {len(classes) - 1}, or {VOID} for void")
-    data = path.name.removeprefix("segmentation-").removesuffix("-examples.npz")
-    return SegmentationExamples(data, image, mask, prediction, classes)
+    title = " on ".join(path.name.removesuffix("-examples.npz").rsplit("-", 1))
+    return SegmentationExamples(title, image, mask, prediction, classes)

@@ -5,7 +5,7 @@ The colour of a match is its true error: how far apart its two cells lie in the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -141,10 +141,16 @@ def read_matches(path: Path) -> list[MatchExample]:
     for kind in KINDS:
         if arrays[kind].size and not 0 <= arrays[kind].min() <= arrays[kind].max() < height * width:
             raise UserError(f"{path}: {kind} must hold cells 0 to {height * width - 1}")
-    return [_example(arrays, i, (height, width)) for i in range(count)]
+    return examples_of(arrays)
 
 
-def _example(arrays: dict[str, NDArray], i: int, grid: tuple[int, int]) -> MatchExample:
+def examples_of(arrays: Mapping[str, NDArray]) -> list[MatchExample]:
+    """The examples in arrays that are known to fit together."""
+    height, width = map(int, arrays["grid"])
+    return [_example(arrays, i, (height, width)) for i in range(len(arrays["view_a"]))]
+
+
+def _example(arrays: Mapping[str, NDArray], i: int, grid: tuple[int, int]) -> MatchExample:
     def matches(kind: Kind) -> Matches:
         index, distance = arrays[kind][i].astype(np.int64), arrays[f"{kind}_distance"][i].astype(np.float64)
         return Matches(index, distance, arrays[f"{kind}_kept"][i].astype(bool))

@@ -27,6 +27,13 @@ TITLES = {
     "knn_top1": "kNN accuracy, % (validation)",
     "linear_top1": "linear probe, % (validation)",
     "linear_view_top1": "linear probe, % (training views)",
+    "match_location_overlap": "location matches inside both views, share",
+    "match_location_pixels": "error of location matches, px",
+    "match_feature_pixels": "error of feature matches, px",
+    "match_location_duplicates": "location matches to the same cell, share",
+    "match_feature_duplicates": "feature matches to the same cell, share",
+    "match_agreement": "feature match is nearest cell, share",
+    "match_agreement_1": "feature match within one cell, share",
     "pooled_rank": "effective rank of representations",
     "embedded_rank": "effective rank of embeddings",
     "pooled_std": "std of representations",
@@ -41,6 +48,15 @@ TITLES = {
 FIRST = ("loss", "knn_top1", "linear_top1", "linear_view_top1")
 ALWAYS = ("loss", "lr", "images_per_second")
 """Drawn though they may not change."""
+
+GROUPS = {
+    "Loss and probes": FIRST,
+    "Collapse monitors": ("pooled_", "embedded_"),
+    "Terms of the loss": ("",),
+    "Matches": ("match_",),
+    "Optimization and speed": ("gradient_norm", "weight_decay", "lr", "images_per_second", "waiting_share", "peak_"),
+}
+"""Headings over curves, and how the names of their columns start; the longest start that fits decides."""
 
 LAST = ("gradient_norm", "weight_decay", "lr", "images_per_second", "waiting_share", "peak_memory_gib")
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (6, 1.5, 1.2, 1.5), (1.2, 1.2))
@@ -104,6 +120,12 @@ def curve_columns(runs: Sequence[RunFolder]) -> list[str]:
     return [*first, *(name for name in found if name not in first + last), *last]
 
 
+def curve_group(column: str) -> str:
+    """The heading of `GROUPS` that ``column`` goes under."""
+    fitting = [(len(start), name) for name, starts in GROUPS.items() for start in starts if column.startswith(start)]
+    return max(fitting)[1]
+
+
 def running_mean(values: Column, width: int) -> Column:
     """Centred mean over ``width`` points, over fewer at the ends."""
     kernel = np.ones(min(width, len(values)))
@@ -132,7 +154,7 @@ def draw_curve(axes: Axes, runs: Sequence[RunFolder], column: str, styles: Seque
         shown.append(values)
     joined = np.concatenate(shown) if shown else np.zeros(1)
     log = joined.min() > 0 and joined.max() > LOG_RATIO * joined.min() and column != "lr"
-    title = shorten(TITLES.get(column, column.replace("_", " ")), 40)
+    title = shorten(TITLES.get(column, column.replace("_", " ")), 42)
     axes.set_title(title + (", log scale" if log else ""), fontsize=10, color=INK, loc="left")
     if log:
         axes.set_yscale("log")
@@ -176,7 +198,8 @@ def metric_bars(comparison: Comparison, metric: int) -> Figure:
     axes.set_yticks(rows, [shorten(label, 18) for label in comparison.labels])
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.set_xlim(0, max(float(heights.max()) * 1.18, 1.0))
-    axes.set_title(shorten(comparison.metrics[metric].title, 30) + ", %", fontsize=10, color=INK, loc="left")
+    unit = "" if "(no %)" in comparison.metrics[metric].title else ", %"
+    axes.set_title(shorten(comparison.metrics[metric].title, 30) + unit, fontsize=10, color=INK, loc="left")
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(bottom=False, labelbottom=False, left=False)
     return figure
@@ -230,8 +253,14 @@ def trade_off(comparison: Comparison, columns: tuple[int, int]) -> Figure:
     for i, (x, y) in enumerate(points):
         if np.isfinite([x, y]).all():
             axes.scatter(x, y, s=46, color=series_style(i)[0], marker=MARKERS[i % len(MARKERS)], zorder=2)
+            here = [label for label, point in zip(comparison.labels, points) if np.array_equal(point, points[i])]
             axes.annotate(
-                shorten(comparison.labels[i], 22), (x, y), xytext=(6, 5), textcoords="offset points", size=8, color=INK
+                "" if here[0] != comparison.labels[i] else ", ".join(shorten(label, 22) for label in here),
+                (x, y),
+                xytext=(6, 5),
+                textcoords="offset points",
+                size=8,
+                color=INK,
             )
     axes.margins(0.14)
     axes.set_xlabel(comparison.metrics[columns[0]].title + ", %", fontsize=9, color=INK)

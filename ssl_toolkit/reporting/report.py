@@ -22,7 +22,7 @@ from ssl_toolkit.reporting import matches, plots
 from ssl_toolkit.reporting.boxes import BoxExamples, box_figure, read_boxes
 from ssl_toolkit.reporting.compare import Comparison, compare, flatten, metric_name, show_options
 from ssl_toolkit.reporting.masks import VOID, SegmentationExamples, read_examples
-from ssl_toolkit.reporting.runs import Result, RunFolder, name_of
+from ssl_toolkit.reporting.runs import Result, RunFolder, facts
 
 MASK_COLUMNS = 4
 """Examples in one figure of masks: as many as can be told apart on a phone."""
@@ -62,10 +62,11 @@ class Page:
     labels: list[str]
     comparison: Comparison | None
     bars: list[Picture]
-    curves: list[Picture]
+    curves: list[Group]
     matches: list[Group]
     masks: list[Group]
     boxes: list[Group]
+    trade_off: list[Picture] = field(default_factory=list)
     over_time: list[Picture] = field(default_factory=list)
     """Feature matches of one image while a single run trained, the first first."""
 
@@ -74,8 +75,13 @@ class Page:
 
     def pictures(self) -> list[Picture]:
         """Every picture on the page."""
-        groups = [*self.matches, *self.masks, *self.boxes]
-        return [*self.bars, *self.curves, *self.over_time, *(picture for group in groups for picture in group.pictures)]
+        groups = [*self.curves, *self.matches, *self.masks, *self.boxes]
+        return [
+            *self.trade_off,
+            *self.bars,
+            *self.over_time,
+            *(picture for group in groups for picture in group.pictures),
+        ]
 
 
 def write_report(run: Path | str) -> Path:
@@ -128,7 +134,8 @@ def write_comparison_report(
         runs=folders,
         labels=labels,
         comparison=comparison,
-        bars=[*_trade_off(comparison), *(_bar(comparison, i) for i in range(len(comparison.metrics)))],
+        trade_off=_trade_off(comparison),
+        bars=[_bar(comparison, i) for i in range(len(comparison.metrics))],
         curves=_curves(folders),
         matches=_matches(folders, labels),
         masks=_masks(folders, labels),
@@ -149,23 +156,6 @@ def _write(page: Page, path: Path) -> Path:
     source = resources.files("ssl_toolkit.reporting").joinpath("report.html").read_text(encoding="utf-8")
     write_text(path, environment.from_string(source).render(page=page))
     return path
-
-
-def facts(run: RunFolder) -> list[tuple[str, str]]:
-    """What a run was, in a few words each, and whether its loss ever stopped being a number."""
-    found = [(key, name_of(run.config.get(key))) for key in ("method", "backbone", "data", "seed")]
-    if not run.metrics or not len(run.metrics["step"]):
-        found.append(("training", "none logged"))
-        return [(key, value) for key, value in found if value]
-    found.append(("last step", f"{run.metrics['step'][-1]:,.0f}"))
-    loss = run.metrics.get("loss", np.empty(0))
-    if len(loss):
-        found.append(("last loss", f"{loss[-1]:.4g}"))
-    if not np.isfinite(loss).all():
-        found.append(("warning", f"the loss is not a number in {(~np.isfinite(loss)).sum()} of {len(loss)} rows"))
-    if "images_per_second" in run.metrics and len(run.curve("images_per_second")[1]):
-        found.append(("images/s", f"{np.median(run.curve('images_per_second')[1]):,.0f} (median)"))
-    return [(key, value) for key, value in found if value]
 
 
 def _number(value: float, digits: int = 1) -> str:
@@ -217,7 +207,9 @@ def _bar(comparison: Comparison, metric: int) -> Picture:
     )
 
 
-def _curves(runs: Sequence[RunFolder]) -> list[Picture]:
+def _curves(runs: Sequence[RunFolder]) -> list[Group]:
+    """A group for each heading of `plots.GROUPS` that has a curve."""
+
     def picture(column: str) -> Picture:
         ends = [
             f"{run.label} ends at {run.curve(column)[1][-1]:.4g}"
@@ -227,7 +219,9 @@ def _curves(runs: Sequence[RunFolder]) -> list[Picture]:
         alt = f"{column.replace('_', ' ')} over training steps: {', '.join(ends)}"
         return Picture(alt, lambda: plots.curve_panel(runs, column))
 
-    return [picture(column) for column in plots.curve_columns(runs)]
+    columns = plots.curve_columns(runs)
+    groups = {title: [c for c in columns if plots.curve_group(c) == title] for title in plots.GROUPS}
+    return [Group(title, [picture(column) for column in found]) for title, found in groups.items() if found]
 
 
 def _sheet(path: Path) -> str:
@@ -297,7 +291,7 @@ def _masks(runs: Sequence[RunFolder], labels: Sequence[str]) -> list[Group]:
     sets: list[tuple[SegmentationExamples, dict[str, NDArray]]] = []
     for label, run in zip(labels, runs):
         for examples in read_examples(run.path):
-            same = [shown for first, shown in sets if first.data == examples.data and first.same_images(examples)]
+            same = [shown for first, shown in sets if first.title == examples.title and first.same_images(examples)]
             if same:
                 same[0][label] = examples.prediction
             else:
@@ -325,6 +319,7 @@ def _mask_group(
     examples: SegmentationExamples, predictions: Mapping[str, NDArray], several_runs: bool, several_sets: bool
 ) -> Group:
     rows = dict(predictions) if several_runs else {"prediction": examples.prediction}
+    title = examples.title if several_sets else ""
     count = len(examples.image)
 
     def picture(start: int) -> Picture:
@@ -337,7 +332,7 @@ def _mask_group(
         )
 
     return Group(
-        f"{examples.data}: {', '.join(predictions)}" if several_sets else "",
+        f"{title}: {', '.join(predictions)}" if title and several_runs else title,
         [picture(start) for start in range(0, count, MASK_COLUMNS)],
         plots.legend_entries(examples, list(rows.values())),
     )

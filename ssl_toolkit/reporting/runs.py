@@ -217,3 +217,20 @@ def read_result(path: Path) -> Result:
         seconds=float(raw["seconds"]) if raw.get("seconds") is not None else math.nan,
         created=name_of(raw.get("created")),
     )
+
+
+def facts(run: RunFolder) -> list[tuple[str, str]]:
+    """What a run was, in a few words each, and whether its loss ever stopped being a number."""
+    found = [(key, name_of(run.config.get(key))) for key in ("method", "backbone", "data", "seed")]
+    if not run.metrics or not len(run.metrics["step"]):
+        found.append(("training", "none logged"))
+        return [(key, value) for key, value in found if value]
+    found.append(("last step", f"{run.metrics['step'][-1]:,.0f}"))
+    loss = run.metrics.get("loss", np.empty(0))
+    if len(loss):
+        found.append(("last loss", f"{loss[-1]:.4g}"))
+    if not np.isfinite(loss).all():
+        found.append(("warning", f"the loss is not a number in {(~np.isfinite(loss)).sum()} of {len(loss)} rows"))
+    if "images_per_second" in run.metrics and len(run.curve("images_per_second")[1]):
+        found.append(("images/s", f"{np.median(run.curve('images_per_second')[1]):,.0f} (median)"))
+    return [(key, value) for key, value in found if value]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_toolkit.backbones.base import Backbone, BackboneConfig, Features
 from ssl_toolkit.data.transforms import Normalize
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.pictures import image_map, match_examples, pca_colours, see, similarity
+from ssl_toolkit.pictures import Embed, features_themselves, match_examples, pca_colours, see, similarity
 from tests.evaluation.fakes import CPU, ColourBackbone, colour_blocks
 from tests.helpers import TinyBackbone
 
@@ -122,14 +122,27 @@ def test_seeing_leaves_the_backbone_as_it_was() -> None:
         see(TinyBackbone(), images, PLAIN, size=16, device=CPU, stage=3)
 
 
-def test_the_map_keeps_clusters_together_and_is_the_same_twice() -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.eye(8)[:2]
-    pooled = torch.cat([centre + 0.05 * torch.randn(20, 8, generator=generator) for centre in centres])
-    points = image_map(pooled, perplexity=5, seed=0)
-    np.testing.assert_array_equal(points, image_map(pooled, perplexity=5, seed=0))
-    distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    np.fill_diagonal(distance, np.inf)
-    assert ((distance.argmin(1) < 20) == (np.arange(40) < 20)).all()
-    with pytest.raises(UserError, match="perplexity=50 needs more than 40 images"):
-        image_map(pooled, perplexity=50, seed=0)
+def test_what_is_compared_may_be_made_of_the_features() -> None:
+    images = [painted(96, 96)]
+
+    def errors(embed: Embed) -> float:
+        found = match_examples(
+            PositionBackbone(), images, PLAIN, size=32, scale=(0.3, 0.6), gamma=64, seed=1, device=CPU, embed=embed
+        )
+        return float(found[0].errors("feature").mean())
+
+    class Fooled:
+        calls = 0
+
+        def __call__(self, maps: Tensor) -> Tensor:
+            self.calls += 1
+            vectors = features_themselves(maps)
+            return vectors if self.calls == 1 else vectors.flip(1)  # the second view's cells swap their vectors
+
+    assert errors(Fooled()) > errors(features_themselves) + 5
+    square = [colour_blocks(3).image(i) for i in range(3)]
+    plain = see(ColourBackbone(), square, PLAIN, size=16, device=CPU).maps
+    doubled = see(
+        ColourBackbone(), square, PLAIN, size=16, device=CPU, embed=lambda maps: 2 * features_themselves(maps)
+    )
+    torch.testing.assert_close(doubled.maps, 2 * plain)

@@ -33,7 +33,7 @@ def run_with(folder: Path, name: str = "detection-pets", **changes: np.ndarray) 
 
 def test_certain_boxes_are_drawn_or_else_the_best_one(tmp_path: Path) -> None:
     (examples,) = read_boxes(run_with(tmp_path / "run"))
-    assert examples.title == "detection-pets"
+    assert examples.title == "detection on pets"
     np.testing.assert_allclose(examples.shown(0)[:, 6], [0.9, 0.31])
     np.testing.assert_allclose(examples.shown(1)[:, 6], [0.1])
     assert len(examples.shown(2)) == 0
@@ -51,7 +51,7 @@ def test_the_report_has_them(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", "detection_finetune-fpn-pets")
     page = write_report(run).read_text()
     assert "Detected objects" in page
-    assert "detection_finetune-fpn-pets" in page
+    assert "detection_finetune-fpn on pets" in page
     assert "Images 1 to 3 of 3 with true and predicted boxes" in page
     assert "Detected objects" not in write_report(make_run(tmp_path / "other")).read_text()
 

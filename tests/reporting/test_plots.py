@@ -138,3 +138,21 @@ def test_pyplot_is_never_loaded(run: Path) -> None:
     plots.png(plots.curve_panel([RunFolder.read(run)], "loss"))
     source = Path(sys.modules[plots.__name__].__file__ or "").parent
     assert not [path for path in source.glob("*.py") if "pyplot" in path.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("column", "title"),
+    [
+        ("loss", "Loss and probes"),
+        ("knn_top1", "Loss and probes"),
+        ("pooled_rank", "Collapse monitors"),
+        ("embedded_std", "Collapse monitors"),
+        ("global_variance", "Terms of the loss"),
+        ("location_invariance", "Terms of the loss"),
+        ("match_feature_pixels", "Matches"),
+        ("lr", "Optimization and speed"),
+        ("peak_memory_gib", "Optimization and speed"),
+    ],
+)
+def test_curves_go_under_headings(column: str, title: str) -> None:
+    assert plots.curve_group(column) == title

@@ -194,8 +194,8 @@ def test_runs_on_other_images_get_their_own_masks(tmp_path: Path) -> None:
         arrays = dict(archive)
     np.savez(path, **{**arrays, "image": 255 - arrays["image"]})
     page = pages(write_comparison_report(paths, tmp_path / "c.html"))
-    assert page.says("digit_scenes: a")
-    assert page.says("digit_scenes: b")
+    assert page.says("segmentation on digit_scenes: a")
+    assert page.says("segmentation on digit_scenes: b")
     assert sum("predicted masks" in image["alt"] for image in page.all("img")) == 4
 
 
