@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help install install-dev demo test test-fast test-slow lint format clean
+.PHONY: help install install-dev demo test test-fast test-slow lint format architecture wheel docs docs-serve clean
 
 help:
 	@echo "make demo       install, then pretrain, evaluate and report on embedded data (minutes on a CPU)"
@@ -13,6 +13,9 @@ help:
 	@echo "make test-slow  the tests marked slow"
 	@echo "make lint       ruff, ruff format --check and mypy"
 	@echo "make format     apply ruff's fixes and format"
+	@echo "make docs       build the documentation site into site/ (make docs-serve shows it while you write)"
+	@echo "make architecture  the picture and table of docs/architecture.md anew"
+	@echo "make wheel      a wheel and a source distribution in dist/"
 	@echo "make clean      remove $(VENV) and caches"
 
 $(BIN)/python:
@@ -26,6 +29,10 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --no-compile --disable-pip-version-check --progress-bar off -e ".[dev]"
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check --progress-bar off -e ".[docs]"
+	@touch $@
 
 install: $(VENV)/.installed
 
@@ -52,5 +59,18 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The variable silences an advertisement of mkdocs-material.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+architecture: install-dev
+	$(BIN)/python .ci/architecture.py
+
+wheel: install-dev
+	$(BIN)/python -m build
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

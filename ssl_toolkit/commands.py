@@ -11,16 +11,12 @@ from rich.console import Console
 from ssl_toolkit import training
 from ssl_toolkit.config import compose_config, expand, is_sweep, parse
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.files import write_text
 from ssl_toolkit.processes.world import (
     console_of,
     current_world,
     leave,
 )
-from ssl_toolkit.reporting.compare import compare as compare_runs
-from ssl_toolkit.reporting.latex import latex as as_latex
-from ssl_toolkit.reporting.listing import list_runs, runs_csv, runs_table
-from ssl_toolkit.reporting.report import write_comparison_report, write_report
+from ssl_toolkit.reporting.report import write_report
 from ssl_toolkit.slurm_commands import slurm_options, submit_runs
 
 
@@ -69,13 +65,6 @@ def _resumed_config(overrides: Sequence[str]) -> DictConfig:
     return saved
 
 
-def export(run: str, checkpoint: str, out: str | None, console: Console) -> int:
-    """``ssl-toolkit export``: the backbone in a checkpoint, as a file of its own."""
-    path = training.export(Path(run), checkpoint, None if out is None else Path(out))
-    console.print(f"weights  {path}", highlight=False, soft_wrap=True)
-    return 0
-
-
 def _sweep(overrides: Sequence[str], console: Console) -> int:
     jobs = expand(overrides)
     configs = [compose_config("pretrain", job) for job in jobs]
@@ -112,47 +101,6 @@ def _sweep(overrides: Sequence[str], console: Console) -> int:
 def replay(file: str, console: Console) -> int:
     """``ssl-toolkit replay``: see `ssl_toolkit.training.replay`."""
     training.replay(Path(file), console)
-    return 0
-
-
-def runs(folder: str, csv: str | None, console: Console) -> int:
-    """``ssl-toolkit runs``: what runs there are below a folder."""
-    root = Path(folder)
-    found = list_runs(root)
-    console.print(runs_table(found, root))
-    if csv:
-        write_text(Path(csv), runs_csv(found, root))
-        console.print(f"written  {csv}", highlight=False, soft_wrap=True)
-    return 0
-
-
-def compare(
-    runs: Sequence[str],
-    html: str | None,
-    csv: str | None,
-    markdown: str | None,
-    latex: str | None,
-    console: Console,
-) -> int:
-    """``ssl-toolkit compare``: a table of results and of what differs in the configs."""
-    comparison = compare_runs(runs)
-    comparison.print(console)
-    if csv:
-        comparison.write_csv(Path(csv))
-    if markdown:
-        comparison.write_markdown(Path(markdown))
-    if latex:
-        write_text(Path(latex), as_latex(comparison))
-    if html:
-        write_comparison_report([Path(run) for run in runs], Path(html), "Comparison of runs", "")
-    for path in filter(None, (csv, markdown, latex, html)):
-        console.print(f"written  {path}", highlight=False, soft_wrap=True)
-    return 0
-
-
-def report(run: str, console: Console) -> int:
-    """``ssl-toolkit report``: rebuild the report of a run from its files."""
-    console.print(f"report   {write_report(Path(run))}", highlight=False, soft_wrap=True)
     return 0
 
 

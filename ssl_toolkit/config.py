@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_module
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_toolkit.errors import UserError, nearest
+from ssl_toolkit.own_experiment import GROUP, check_sections, own_experiments, own_file
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
@@ -44,19 +46,26 @@ def groups() -> list[str]:
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """``configs/<name>.yaml`` with ``overrides``, in Hydra's grammar.
+    """``configs/<name>.yaml`` with ``overrides``, in Hydra's grammar; ``experiment=PATH.yaml`` is a file.
 
     Raises:
-        UserError: an unknown group, choice or key (with the nearest valid ones), or an override that cannot be parsed.
+        UserError: an unknown group, choice or key (with the nearest valid ones), an override that cannot be parsed, or
+            a file that is no experiment.
     """
     parsed = [parse(override) for override in overrides]
     for override in parsed:
         _check_choice(override)
     try:
-        with initialize_config_module(CONFIGS, version_base="1.3"):
-            return compose(name, overrides=list(overrides))
+        if any(map(own_file, parsed)):
+            check_sections(parsed, OmegaConf.to_container(_composed(name, [])), choices)  # type: ignore[arg-type]
+        return _composed(name, parsed)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, name, parsed) from error
+
+
+def _composed(name: str, parsed: Sequence[Override]) -> DictConfig:
+    with initialize_config_module(CONFIGS, version_base="1.3"), own_experiments(parsed, choices) as given:
+        return compose(name, overrides=given)
 
 
 def parse(override: str) -> Override:
@@ -75,17 +84,17 @@ def _check_choice(override: Override) -> None:
     values = override.value()
     if key not in groups() or override.is_delete() or not isinstance(values, str):
         return
-    if values not in choices(key):
-        raise UserError(f"unknown {key} {values!r}: {nearest(values, choices(key))}")
+    if values not in choices(key) and own_file(override) is None:
+        file = f"; the file {values}.yaml is experiment={values}.yaml" if Path(f"{values}.yaml").is_file() else ""
+        raise UserError(f"unknown {key} {values!r}: {nearest(values, choices(key))}{file if key == GROUP else ''}")
 
 
 def _explained(error: Exception, name: str, parsed: Sequence[Override]) -> UserError:
     """Find the override at fault and name the nearest keys."""
-    chosen = [o.input_line for o in parsed if o.key_or_group in groups() and o.input_line is not None]
+    chosen = [o for o in parsed if o.key_or_group in groups()]
     plain = UserError(re.sub(r"\s+", " ", str(error)).strip())
     try:
-        with initialize_config_module(CONFIGS, version_base="1.3"):
-            known = leaf_keys(compose(name, overrides=chosen))
+        known = leaf_keys(_composed(name, chosen))
     except (HydraException, OmegaConfBaseException):
         return plain
     for override in parsed:
@@ -94,8 +103,28 @@ def _explained(error: Exception, name: str, parsed: Sequence[Override]) -> UserE
             continue
         prefix = any(k.startswith(f"{key}.") for k in known)
         if not prefix:
-            return UserError(f"unknown key {key!r}: {_nearest_key(key, [*known, *groups()])}")
+            chosen_groups = [g for g in groups() if any(k.startswith(f"{g}.") for k in known)]
+            others = [GROUP] if name == "pretrain" else []
+            hint = _elsewhere(key, parsed, known) or _nearest_key(key, [*known, *chosen_groups, *others])
+            return UserError(f"unknown key {key!r}: {hint}")
     return plain
+
+
+def _elsewhere(key: str, parsed: Sequence[Override], known: Sequence[str]) -> str:
+    """Which other choices of a group have a key; empty where none has, or where the group was chosen."""
+    group, _, rest = key.partition(".")
+    if not rest or group not in groups() or any(o.key_or_group in (group, GROUP) for o in parsed):
+        return ""
+    folder = resources.files(CONFIGS) / group
+    first = rest.split(".")[0]
+    if any(k.startswith(f"{group}.{first}.") for k in known):
+        return ""
+    have = [c for c in choices(group) if re.search(rf"^{re.escape(first)}:", (folder / f"{c}.yaml").read_text(), re.M)]
+    if not have:
+        return ""
+    have.sort(key=lambda choice: choice != "folder")  # of data, what most people have
+    shown = ", ".join(f"{group}={each}" for each in have[:5])
+    return f"{shown}{', ...' if len(have) > 5 else ''} have it; choose one of them before it"
 
 
 def _nearest_key(key: str, known: Sequence[str]) -> str:
@@ -106,7 +135,7 @@ def _nearest_key(key: str, known: Sequence[str]) -> str:
     found = list(dict.fromkeys([*same[:3], *close]))[:3]
     if found:
         return "did you mean " + " or ".join(repr(k) for k in found) + "?"
-    return nearest(key, [k for k in known if "." not in k] + sorted({k.split(".")[0] for k in known}))
+    return nearest(key, {k.split(".")[0] for k in known})
 
 
 def leaf_keys(config: DictConfig, prefix: str = "") -> list[str]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from ssl_toolkit.config import compose_config, override_of
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.errors import UserError, unknown
+from ssl_toolkit.json_output import Emit
 from ssl_toolkit.registry import typed
 from ssl_toolkit.views import ViewBatch, ViewDataset, ViewsConfig
 
@@ -47,16 +48,20 @@ class PreviewConfig:
             raise ValueError(f"out is a picture and ends in .png, not {self.out!r}")
 
 
-def data(action: str | None, arguments: Sequence[str], console: Console) -> int:
+def data(action: str | None, arguments: Sequence[str], console: Console, emit: Emit | None = None) -> int:
     """``ssl-toolkit data check PATH`` and ``ssl-toolkit data preview``; returns the exit status."""
     if action is None or "=" in action:
         raise UserError("name what to do first: ssl-toolkit data check PATH, or ssl-toolkit data preview data=NAME")
     if action not in ACTIONS:
         raise unknown("action", action, ACTIONS)
-    return check(arguments, console) if action == "check" else preview(arguments, console)
+    if action == "check":
+        return check(arguments, console, emit)
+    if emit is not None:
+        raise UserError("--json is for check; data preview has none")
+    return preview(arguments, console)
 
 
-def check(arguments: Sequence[str], console: Console) -> int:
+def check(arguments: Sequence[str], console: Console, emit: Emit | None = None) -> int:
     """Decode every image, print what is there and what is wrong, write the clean list.
 
     Returns:
@@ -75,6 +80,9 @@ def check(arguments: Sequence[str], console: Console) -> int:
     composed = compose_config("data_check", [text for text in arguments if text != paths[0]])
     config: CheckConfig = typed(CheckConfig, composed, "check")
     report = check_images(Path(paths[0]).expanduser(), config, console)
+    if emit is not None:
+        emit(report)
+        return 0 if report.fine else 1
     print_report(report, console, config.max_shown)
     lists = {split.name: split.clean_list for split in report.splits if split.clean_list is not None}
     lines = [f"list     {name}" for name in lists.values()] + [f"report   {report.json}"]

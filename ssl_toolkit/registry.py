@@ -32,7 +32,10 @@ def typed(schema: type[S], options: Mapping[str, Any] | DictConfig, where: str) 
         names = [f.name for f in dataclasses.fields(owner)]  # type: ignore[arg-type]
         raise UserError(f"unknown key '{where}.{key}': {nearest(key.split('.')[-1], names)}") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{where}.{error.full_key}: {str(error.msg).splitlines()[0]}") from error
+        said = str(error.msg).splitlines()[0]
+        if "is not a ListConfig" in said:
+            said = "it takes a list: write it as [1,2]"
+        raise UserError(f"{where}.{error.full_key}: {said}") from error
     except ValueError as error:  # __post_init__ of a schema states its own rule
         raise UserError(f"{where}: {error}") from error
     return result  # type: ignore[return-value]

@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_toolkit import cli
 from ssl_toolkit.backbones import create_backbone
-from ssl_toolkit.bench import SUITES
 from ssl_toolkit.cli import main
 from ssl_toolkit.config import compose_config
 from ssl_toolkit.eval_commands import _scale_note, eval_data_config
-from ssl_toolkit.evaluation import PROTOCOLS
-from ssl_toolkit.zoo import ZOO, Published
 from tests.test_cli import error_of, write_photos
+from tests.zoo.helpers import own_zoo, zoo_model
 
 SCENES = ["data=digit_scenes", "data.train_size=48", "data.val_size=16", "data.test_size=16", "precision=fp32"]
 
@@ -45,11 +42,6 @@ def test_the_scale_follows_the_data_unless_it_is_given(overrides: list[str], sca
     assert _scale_note(overrides, config).startswith(says)
 
 
-def test_help_names_every_protocol_and_suite() -> None:
-    assert sorted(cli.PROTOCOLS.split(", ")) == PROTOCOLS.names()
-    assert sorted(cli.SUITES.split(", ")) == SUITES.names()
-
-
 def test_an_option_given_wins_over_the_scale() -> None:
     config, _ = eval_data_config(["data=digit_scenes", "linear.epochs=7", "segmentation.iterations=9"])
     assert config.linear.epochs == 7
@@ -75,10 +67,11 @@ def test_a_published_checkpoint_is_evaluated_by_name(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SSL_TOOLKIT_CACHE", str(home / "cache"))
-    monkeypatch.setitem(ZOO, "mine", Published("resnet50", "https://localhost/mine.pth", 0.0, 0.0))
+    own_zoo(home, monkeypatch, {"mine": zoo_model("https://localhost/mine.pth")})
     weights = create_backbone({"name": "resnet50"}).state_dict()
-    (home / "cache" / "zoo").mkdir(parents=True)
-    torch.save({k.removeprefix("model."): v for k, v in weights.items()}, home / "cache" / "zoo" / "mine.pth")
+    path = home / "cache" / "zoo" / "mine" / "mine.pth"
+    path.parent.mkdir(parents=True)
+    torch.save({k.removeprefix("model."): v for k, v in weights.items()}, path)
     write_photos(home / "photos", classes=2, each=8)
     folder = ["data=folder", "data.root=photos", "data.eval_size=32", "data.eval_resize=32"]
     assert main(["eval", "knn", "zoo=mine", *folder, "precision=fp32"]) == 0

@@ -11,6 +11,7 @@ import torch
 
 from ssl_toolkit.cli import main
 from ssl_toolkit.eval_commands import eval_data_config
+from ssl_toolkit.zoo import chosen
 from tests.bench.helpers import TINY
 from tests.test_cli import write_photos
 
@@ -26,7 +27,7 @@ SMALL_EVAL = [
     "segmentation_augmented.iterations=2", "segmentation_augmented.batch_size=4",
     "detection.iterations=2", "detection.batch_size=4", "detection_finetune.iterations=2",
     "detection_finetune.batch_size=2", "detection_finetune.milestones=[1]", "detection_finetune.warmup=1",
-    "matching.images=8", "spectrum.images=8", "clustering.seeds=[0]", "clustering.iterations=5",
+    "matching.images=8", "match_rules.images=8", "spectrum.images=8", "clustering.seeds=[0]", "clustering.iterations=5",
 ]  # fmt: skip
 
 
@@ -60,9 +61,25 @@ def shrunk(argv: list[str]) -> list[str]:
     if "launcher=slurm" in argv:  # prints a script
         return argv
     if argv[0] == "pretrain" and not any(a.startswith("run=") for a in argv):
-        scenes = any("digits" in a or "experiment=mini_" in a for a in argv)
+        scenes = any(a.startswith(("experiment=digits", "experiment=mini_")) for a in argv)
         return argv + SMALL_TRAINING + (SMALL_SCENES if scenes else ["views=small"])
     return argv
+
+
+def run_documented(argv: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run one command of the pages, without its program, in ``folder``; the others before it have run."""
+    resumed = [word.removeprefix("run=") for word in argv if word.startswith("run=")]
+    if argv[0] == "pretrain" and resumed:
+        (folder / resumed[0] / "backbone.safetensors").unlink()  # as if it had been stopped
+    if argv[:2] == ["zoo", "download"]:  # would be downloaded, as with zoo=
+        assert chosen([argv[2]])[0].file(dict(word.split("=") for word in argv[3:]).get("file"))
+    elif any(word.startswith("zoo=") for word in argv):
+        eval_data_config(argv[2:])
+    elif any(word.startswith(ELSEWHERE) for word in argv):  # not here; the recipes' own tests assemble them all
+        assert main(argv) == 2, argv
+        assert "/data/" in capsys.readouterr().err
+    else:
+        assert main(shrunk(argv)) == 0, argv
 
 
 def test_make_targets_exist() -> None:
@@ -82,16 +99,7 @@ def test_commands_and_python_run_in_order(
     ran = [argv[1:] for argv in commands(README + DOCS) if argv[0] == "ssl-toolkit"]
     assert len(ran) >= 8
     for argv in ran:
-        resumed = [word.removeprefix("run=") for word in argv if word.startswith("run=")]
-        if argv[0] == "pretrain" and resumed:
-            (tmp_path / resumed[0] / "backbone.safetensors").unlink()  # as if it had been stopped
-        if any(word.startswith("zoo=") for word in argv):  # would be downloaded
-            eval_data_config(argv[2:])
-        elif any(word.startswith(ELSEWHERE) for word in argv):  # not here; the recipes' own tests assemble them all
-            assert main(argv) == 2, argv
-            assert "/data/" in capsys.readouterr().err
-        else:
-            assert main(shrunk(argv)) == 0, argv
+        run_documented(argv, tmp_path, capsys)
     (block,) = blocks("python")
     names: dict[str, object] = {"images": torch.zeros(2, 3, 64, 64)}
     exec(block, names)
@@ -103,7 +111,7 @@ def test_commands_and_python_run_in_order(
 def test_links_lead_somewhere() -> None:
     for folder, text in ((ROOT, README), (ROOT / "docs", DOCS)):
         for target in re.findall(r"\]\(([^)]+)\)", text):
-            if target.startswith("http"):
+            if target.startswith(("http", "reference/")):  # made with the site, whose links tests/docs checks
                 continue
             page, _, section = target.partition("#")
             assert (folder / page).exists(), target

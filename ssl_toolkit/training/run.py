@@ -145,7 +145,7 @@ def read_run_config(run: Path) -> DictConfig:
     """The resolved config of a run; a folder that is no run is a `UserError` that names it."""
     path = run / "config.yaml"
     if not path.is_file():
-        what = "has no config.yaml: not a run folder" if run.is_dir() else "does not exist"
+        what = "has no config.yaml: not a run folder" if run.exists() else "does not exist"
         raise UserError(f"run={run} {what}")
     try:
         config: Any = OmegaConf.load(path)

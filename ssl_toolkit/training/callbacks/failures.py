@@ -97,7 +97,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} cannot be read as a failed step: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be read as a failed step of a run (failures/step-*.pt)") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT or "batch" not in stored:
         raise UserError(f"{path} is not a failed step of a run (failures/step-*.pt)")
     return stored
