@@ -520,7 +520,9 @@ def test_a_run_has_the_embeddings_it_matched_by(
     page = (run / "report.html").read_text()
     assert "match_rules on digit_scenes" in page
     assert f"{result['details']['embeddings']['mutual']['right_1']:.4g}" in page
-    assert str(result["details"]["embeddings"]["mutual"]["right_1"]) not in page
+    chance = result["details"]["random"]["all"]["right_0"]
+    assert f"{chance:.4g}" in page
+    assert str(chance) not in page
 
 
 def source_of_run(run: Path) -> Source:

@@ -170,7 +170,7 @@ def test_damage_is_found_before_any_work(run: Path, capsys: pytest.CaptureFixtur
 
 def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "run=nowhere does not exist" in refusal(capsys, "pretrain", "run=nowhere")
-    assert "is not a run folder: it has no config.yaml" in refusal(capsys, "pretrain", f"run={tmp_path}")
+    assert "has no config.yaml: not a run folder" in refusal(capsys, "pretrain", f"run={tmp_path}")
 
 
 def test_two_processes_cannot_train_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

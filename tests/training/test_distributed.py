@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -314,12 +315,12 @@ def test_tasks_of_srun_find_each_other_and_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.command
-def test_launch_raises_what_a_process_raises(tmp_path: Path) -> None:
-    """Also of a config that only the processes find wrong; signal handlers are put back."""
+def test_launch_raises_what_a_process_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a config that only the processes find wrong; signal handlers are put back, and nothing is left behind."""
     handler = signal.getsignal(signal.SIGTERM)
-    before = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("ssl-toolkit-????????"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other tests run beside this one
     config = training.resolved(compose_config("pretrain", [*overrides(tmp_path, "whole"), "trainer.batch_size=15"]))
     with pytest.raises(UserError, match="15 images do not divide by 2 processes; take 16"):
         launch(2, RESUME, tmp_path, config, quiet=True)
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("ssl-toolkit-????????")) <= before
+    assert not list(tmp_path.glob("ssl-toolkit-????????"))
