@@ -121,8 +121,8 @@ class LocalConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Flip-aware; every cell is matched, and location matches are pulled together where they are near. On digit scenes
-    # that measured better than any top gamma (docs/ablations.md).
+    # Flip-aware; every cell is matched, and location matches are pulled together where they are near. With averaged
+    # directions that measured better on digit scenes than the closest 41% (docs/ablations.md).
     "ours": {
         "gamma": [0.0, 0.0],
         "feature_gamma": [0.0, 0.0],

@@ -38,6 +38,12 @@ CASES: dict[str, dict[str, Any]] = {
         "preset": "paper",
         "local": {"gamma": [5, 2], "feature_gamma": [0, 1], "max_distance": 0.8, "order": "distance"},
     },
+    "vicregl_rules": {
+        "name": "vicregl",
+        "expander": NARROW,
+        "projector": {"widths": [5, 5]},
+        "local": {"statistics": "maps", "mutual": True, "feature_space": "features", "feature_max_distance": 2.0},
+    },
     "vicregl_global": {"name": "vicregl", "expander": {"widths": [8, 8]}, "alpha": 1.0},
     "vicregl_local": {"name": "vicregl", "projector": {"widths": [5, 5]}, "alpha": 0.0},
     "simclr": {"name": "simclr", "projector": {"widths": [8, 8]}},

@@ -206,7 +206,7 @@ def runs_differ(a: Path, b: Path) -> str | None:
     names = [sorted(path.stem for path in (run / "checkpoints").iterdir()) for run in (a, b)]
     if names[0] != names[1]:
         return f"checkpoints {names}"
-    for name in names[0]:
+    for name in sorted(names[0], key=lambda name: (name != "last", name)):  # what "best" is follows from the rest
         found = checkpoints_differ(checkpoint_path(a, name), checkpoint_path(b, name))
         if found:
             return f"{name}: {found}"

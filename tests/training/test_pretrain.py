@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from ssl_toolkit import training
 from ssl_toolkit.config import compose_config
@@ -76,3 +78,14 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: 1")
     with pytest.raises(UserError, match="it has no 'method'"):
         training.read_run_config(tmp_path)
+
+
+@pytest.mark.command
+def test_what_starts_later_starts_when_it_should(tmp_path: Path) -> None:
+    """The trainer tells the method how far it is, and a term that begins in the middle gets its column."""
+    late = ["method.local.feature_after=0.5", "trainer.log_every=1", "monitor.knn_every=null"]
+    run = training.pretrain(compose_config("pretrain", [*quick_overrides(tmp_path), *late]), Console(quiet=True))
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    assert [step for step, row in rows.items() if row["feature_invariance"]] == [5, 6, 7, 8]
+    assert [step for step, row in rows.items() if row["location_invariance"]] == list(range(1, 9))
