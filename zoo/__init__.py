@@ -4,20 +4,16 @@ from ssl_toolkit.zoo.download import zoo_file, zoo_path
 from ssl_toolkit.zoo.importers import Imported, load_checkpoint
 from ssl_toolkit.zoo.index import IMAGENET_MEAN, IMAGENET_STD, MEASURES, TABLES, Published, chosen, published, zoo
 from ssl_toolkit.zoo.loading import load_published, loadable
-from ssl_toolkit.zoo.official import OFFICIAL_ARCHITECTURES, convert_official, load_official
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "MEASURES",
-    "OFFICIAL_ARCHITECTURES",
     "TABLES",
     "Imported",
     "Published",
     "chosen",
-    "convert_official",
     "load_checkpoint",
-    "load_official",
     "load_published",
     "loadable",
     "published",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssl_toolkit.backbones import Backbone
+from ssl_toolkit.backbones import Backbone, create_backbone
 from ssl_toolkit.zoo.importers import Imported, load_checkpoint
+from ssl_toolkit.zoo.importers.convert import convert
+from ssl_toolkit.zoo.importers.formats import Parts
+from ssl_toolkit.zoo.importers.layouts import OFFICIAL_CONVNEXT_LAYOUT, RESNET_LAYOUT
 
 
 def alive(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -91,3 +95,28 @@ def vit_features(model: Any, size: int = 64) -> tuple[Tensor, Tensor]:
         tokens = model.forward_features(images(size))[:, model.num_prefix_tokens :]
     side = round(tokens.shape[1] ** 0.5)
     return tokens.mean(1), tokens.mT.unflatten(2, (side, side))
+
+
+OFFICIAL_ARCHITECTURES = {
+    "resnet50": "resnet50",
+    "resnet50x2": "resnet50x2",
+    "resnet200x2": "resnet200x2",
+    "convnext_small": "vicregl_convnext_small",
+    "convnext_base": "vicregl_convnext_base",
+    "convnext_xlarge": "vicregl_convnext_xlarge",
+}
+"""The authors' names to the names of our backbones."""
+
+
+def convert_official(state_dict: Mapping[str, Tensor], arch: str) -> dict[str, Tensor]:
+    """The official backbone ``state_dict`` under the names of our backbone, by the importer's own conversion."""
+    with torch.device("meta"):
+        empty = create_backbone(OFFICIAL_ARCHITECTURES[arch])
+    layout = OFFICIAL_CONVNEXT_LAYOUT if arch.startswith("convnext") else RESNET_LAYOUT
+    parts = Parts("vicregl", "", layout, dict(state_dict), {}, {})
+    return convert(parts, empty, f"the official {arch}")[0]
+
+
+def load_official(path: Path, arch: str) -> Backbone:
+    """The backbone of an official checkpoint file, bare or whole."""
+    return load_checkpoint(path, format="vicregl", arch=OFFICIAL_ARCHITECTURES[arch]).backbone

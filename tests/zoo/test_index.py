@@ -11,9 +11,10 @@ import torch
 
 from ssl_toolkit.backbones import create_backbone
 from ssl_toolkit.errors import UserError
-from ssl_toolkit.zoo import MEASURES, OFFICIAL_ARCHITECTURES, chosen, loadable, published, zoo, zoo_path
+from ssl_toolkit.zoo import MEASURES, chosen, loadable, published, zoo, zoo_path
 from ssl_toolkit.zoo.index import OWN_ZOO, percent
 from tests.zoo.helpers import own_zoo, zoo_model
+from tests.zoo.importing import OFFICIAL_ARCHITECTURES
 
 ENTRIES = list(zoo().values())
 
