@@ -7,6 +7,7 @@ import getpass
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,28 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so in jobs that a shell runs in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _shared_state() -> dict[str, object]:
+    """What all tests of a process compute with."""
+    return {
+        "torch threads": torch.get_num_threads(),
+        "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"],
+        "default dtype": torch.get_default_dtype(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "denormal numbers": bool(torch.full((64,), 1e-40).mul(2).ne(0).all()),
+        "folder": os.getcwd(),
+        "SIGINT": signal.getsignal(signal.SIGINT),
+        "SIGTERM": signal.getsignal(signal.SIGTERM),
+    }
+
+
+@pytest.fixture(autouse=True)
+def state_is_left_as_it_was() -> Iterator[None]:
+    """A test that changes what others compute with is the one that fails, not they."""
+    before = _shared_state()
+    yield
+    after = _shared_state()
+    assert after == before, {key: (before[key], after[key]) for key in before if before[key] != after[key]}
