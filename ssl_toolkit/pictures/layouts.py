@@ -58,6 +58,10 @@ def check_layout(layout: str) -> None:
 def _umap(unit: NDArray[np.float32], neighbours: int, seed: int) -> NDArray[np.float64]:
     from umap import UMAP  # takes seconds
 
-    # One thread: with several, results depend on which is first, whatever the seed.
-    found: NDArray[np.float32] = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(unit)
+    threads = torch.get_num_threads()
+    try:
+        # One thread: with several, results depend on which is first, whatever the seed.
+        found: NDArray[np.float32] = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(unit)
+    finally:
+        torch.set_num_threads(threads)  # numba sets OpenMP's number to its own, for torch too
     return found.astype(np.float64)
