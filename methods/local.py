@@ -78,9 +78,9 @@ class LocalConfig:
     max_distance: float | None = None
     order: str | None = None
     statistics: str = "pairs"
-    feature_space: str = "embeddings"
+    feature_space: str | None = None
     feature_rank: str = "distance"
-    mutual: bool = False
+    mutual: bool | None = None
     feature_max_distance: float = 0.0
     feature_after: float = 0.0
 
@@ -121,8 +121,9 @@ class LocalConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Flip-aware; every cell is matched, and location matches are pulled together where they are near. With averaged
-    # directions that measured better on digit scenes than the closest 41% (docs/ablations.md).
+    # Flip-aware; every cell is matched. Pulled together are location matches that are near, and cells that are each
+    # other's nearest in the backbone's features: in embeddings the nearest is often at a wrong place
+    # (docs/ablations.md has what was measured).
     "ours": {
         "gamma": [0.0, 0.0],
         "feature_gamma": [0.0, 0.0],
@@ -131,6 +132,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sum_directions": False,
         "max_distance": 0.7,
         "order": "raster",
+        "feature_space": "features",
+        "mutual": True,
     },
     # The equations: both matchings filtered, both directions added, both sides' variance and covariance added.
     "paper": {
@@ -141,6 +144,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sum_directions": True,
         "max_distance": 0.0,
         "order": "raster",
+        "feature_space": "embeddings",
+        "mutual": False,
     },
     # The published code at its defaults: grid not flipped, feature matches unfiltered, gamma by argument position.
     "official": {
@@ -151,6 +156,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sum_directions": False,
         "max_distance": 0.0,
         "order": "raster",
+        "feature_space": "embeddings",
+        "mutual": False,
     },
 }
 
@@ -238,6 +245,8 @@ class LocalCriterion:
         searched = [v.detach() for v in vectors]
         if self.reads_features:
             searched = [m.features.detach() for m in maps if m.features is not None]
+            if len(searched) < len(maps):
+                raise ValueError("feature_space=features: every map needs the features it was embedded from")
         directions = list(self._directions(kinds, axes, large, searched))
         matchings = [self._matching(axes, d) for d in directions]
         loss = matched_loss(self.criterion, vectors, matchings, whole_maps=self.config.statistics == "maps")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,6 +32,20 @@ def make_maps(sides: list[tuple[int, int]], num_large: int, batch: int = 3, chan
     return maps
 
 
+def features_of(maps: Maps) -> list[Tensor]:
+    """What the vectors might have been embedded from: other neighbours than theirs."""
+    generator = torch.Generator().manual_seed(8)
+    return [torch.randn(*m[0].shape[:2], 6, dtype=torch.float64, generator=generator) for m in maps]
+
+
+def cells_of(maps: Maps) -> list[CellMap]:
+    """As methods make them."""
+    return [
+        CellMap(v, cell_axes(torch.tensor(boxes, dtype=torch.float64), *size, torch.tensor(flips)), large, features)
+        for (v, boxes, flips, size, large), features in zip(maps, features_of(maps))
+    ]
+
+
 def centres(box: list[float], flip: bool, size: tuple[int, int]) -> list[tuple[float, float]]:
     x0, y0, x1, y1 = box
     h, w = size
@@ -45,12 +60,14 @@ def loop_loss(maps: Maps, values: dict[str, Any], criterion: Criterion, kinds: l
     """Literal sums: ordered pairs, two directions, every cell by brute force, the criterion on stacked slots."""
     large = sum(m[4] for m in maps)
     ordered = [(m, n) for m in range(large) for n in range(len(maps)) if m != n]
+    searched = features_of(maps)
     result = 0.0
     for m, n in ordered:
         for kind in kinds:
             gammas = values["gamma" if kind == "location" else "feature_gamma"]
             for argument, (i, j) in enumerate(((m, n), (n, m))):
                 (x, boxes, flips, size, is_large), (y, other_boxes, other_flips, other_size, _) = maps[i], maps[j]
+                u, v = (searched[i], searched[j]) if values["feature_space"] == "features" else (x, y)
                 first = is_large if values["gamma_by"] == "size" else argument == 0
                 gamma = gammas[0 if first else 1]
                 cells = x.shape[1]
@@ -65,11 +82,11 @@ def loop_loss(maps: Maps, values: dict[str, Any], criterion: Criterion, kinds: l
                         if kind == "location":
                             distances = [math.dist(here[p], q) for q in there]
                         else:
-                            distances = [(x[b, p] - v).norm().item() for v in y[b]]
+                            distances = [(u[b, p] - other).norm().item() for other in v[b]]
                         best = min(range(len(distances)), key=distances.__getitem__)
                         scored.append((distances[best], p, best))
                     if kind == "feature":
-                        kept = [scored[p] for p in loop_order(values, scored, x[b], y[b], size[1])][:keep]
+                        kept = [scored[p] for p in loop_order(values, scored, u[b], v[b], size[1])][:keep]
                     else:
                         kept = sorted(scored)[:keep]
                     if values["order"] == "raster":
@@ -83,7 +100,7 @@ def loop_loss(maps: Maps, values: dict[str, Any], criterion: Criterion, kinds: l
                     near.append(
                         [
                             math.dist(here[p], there[q]) <= limit
-                            and (kind == "location" or not values.get("mutual") or loop_back(y[b, q], x[b]) == p)
+                            and (kind == "location" or not values["mutual"] or loop_back(v[b, q], u[b]) == p)
                             for _, p, q in kept
                         ]
                     )
@@ -93,8 +110,8 @@ def loop_loss(maps: Maps, values: dict[str, Any], criterion: Criterion, kinds: l
                 weights /= weights.mean().clamp_min(1 / weights.numel())
                 per_slot = [
                     sum(
-                        v.item()
-                        for v in criterion.groups(torch.stack((a, c))[:, None], emphasis=w[None]).terms.values()
+                        term.item()
+                        for term in criterion.groups(torch.stack((a, c))[:, None], emphasis=w[None]).terms.values()
                     )
                     for a, c, w in zip(torch.stack(rows_x, 1), torch.stack(rows_y, 1), weights.T)
                 ]
@@ -140,15 +157,7 @@ def test_every_preset_equals_loops(preset: str, sides: list[tuple[int, int]], fa
     )
     for matching, kinds in (("location", ["location"]), ("feature", ["feature"])):
         config = resolve(LocalConfig(matching=matching), preset)
-        cell_maps = [
-            CellMap(
-                v,
-                cell_axes(torch.tensor(boxes, dtype=torch.float64), *size, torch.tensor(flips)),
-                large,
-            )
-            for v, boxes, flips, size, large in maps
-        ]
-        loss = LocalCriterion(config, criterion)(cell_maps)
+        loss = LocalCriterion(config, criterion)(cells_of(maps))
         assert all(name.startswith(matching) for name in loss.terms)
         assert loss.total.item() == pytest.approx(loop_loss(maps, PRESETS[preset], criterion, kinds), rel=1e-9)
 
@@ -166,10 +175,7 @@ def test_gammas_are_counts_shares_or_all() -> None:
 
 def test_weights_and_switches_are_independent() -> None:
     maps = make_maps([(4, 4), (4, 4)], 2)
-    cell_maps = [
-        CellMap(v, cell_axes(torch.tensor(boxes, dtype=torch.float64), *size, torch.tensor(flips)), large)
-        for v, boxes, flips, size, large in maps
-    ]
+    cell_maps = cells_of(maps)
 
     def loss(**options: Any) -> dict[str, Tensor]:
         return LocalCriterion(resolve(LocalConfig(**options), "ours"), VICRegCriterion())(cell_maps).terms
@@ -220,6 +226,9 @@ def test_an_unknown_preset_is_named() -> None:
         {"max_distance": 0.9},
         {"order": "distance", "max_distance": 0.9, "gamma": [0.0, 0.0]},
         {"mutual": True},
+        {"mutual": False},
+        {"feature_space": "features", "mutual": True},
+        {"feature_space": "embeddings", "mutual": False},
         {"feature_max_distance": 1.5, "mutual": True, "feature_gamma": [9.0, 3.0]},
         {"feature_rank": "ratio", "feature_gamma": [0.4, 0.5]},
         {"feature_rank": "spread", "feature_gamma": [0.4, 0.5]},
@@ -230,10 +239,7 @@ def test_an_unknown_preset_is_named() -> None:
 def test_every_option_equals_loops(preset: str, options: dict[str, Any], family: str) -> None:
     maps = make_maps([(4, 5), (4, 5), (3, 2)], num_large=2)
     criterion: Criterion = VICRegCriterion() if family == "vicreg" else ContrastiveCriterion(0.3)
-    cell_maps = [
-        CellMap(v, cell_axes(torch.tensor(boxes, dtype=torch.float64), *size, torch.tensor(flips)), large)
-        for v, boxes, flips, size, large in maps
-    ]
+    cell_maps = cells_of(maps)
     for kind in ("location", "feature"):
         config = resolve(LocalConfig(matching=kind, **options), preset)
         found = LocalCriterion(config, criterion)(cell_maps).total.item()
@@ -270,10 +276,7 @@ def test_a_gamma_of_one_is_a_pair_not_all() -> None:
 
 def test_feature_matching_can_wait() -> None:
     maps = make_maps([(4, 4), (4, 4)], 2)
-    cell_maps = [
-        CellMap(v, cell_axes(torch.tensor(boxes, dtype=torch.float64), *size, torch.tensor(flips)), large)
-        for v, boxes, flips, size, large in maps
-    ]
+    cell_maps = cells_of(maps)
     local = LocalCriterion(resolve(LocalConfig(feature_after=0.3), "ours"), VICRegCriterion())
     before, after = (local.evaluate(cell_maps, progress)[0].terms for progress in (0.29, 0.3))
     assert {name.split("_")[0] for name in before} == {"location"}
@@ -286,10 +289,7 @@ def test_feature_matching_can_wait() -> None:
 def test_statistics_of_whole_maps_equal_loops(preset: str, kind: str) -> None:
     """The pull of matched pairs alone, and variance and covariance of every position of every map over the batch."""
     maps = make_maps([(4, 5), (4, 5), (3, 2)], num_large=2)
-    cell_maps = [
-        CellMap(v, cell_axes(torch.tensor(boxes, dtype=torch.float64), *size, torch.tensor(flips)), large)
-        for v, boxes, flips, size, large in maps
-    ]
+    cell_maps = cells_of(maps)
     sums = preset == "paper"
     config = resolve(LocalConfig(matching=kind, statistics="maps", max_distance=1.0, mutual=True), preset)
     loss = LocalCriterion(config, VICRegCriterion(25, 25, 1, sum_sides=sums))(cell_maps)
@@ -317,11 +317,11 @@ def test_statistics_of_whole_maps_equal_loops(preset: str, kind: str) -> None:
 def test_gradients_of_whole_maps_are_those_of_autograd() -> None:
     """Matches do not change where vectors move by little, so finite differences are exact."""
     maps = make_maps([(2, 3), (3, 2)], num_large=2, batch=4)
-    axes = [cell_axes(torch.tensor(m[1], dtype=torch.float64), *m[3], torch.tensor(m[2])) for m in maps]
+    axes, features = [m.axes for m in cells_of(maps)], features_of(maps)
     local = LocalCriterion(resolve(LocalConfig(statistics="maps"), "ours"), VICRegCriterion())
 
     def loss(*vectors: Tensor) -> Tensor:
-        return local([CellMap(v, a, True) for v, a in zip(vectors, axes)]).total
+        return local([CellMap(v, a, True, f) for v, a, f in zip(vectors, axes, features)]).total
 
     leaves = [m[0].clone().requires_grad_() for m in maps]
     assert torch.autograd.gradcheck(loss, leaves)
@@ -349,3 +349,10 @@ def test_matches_by_features_compare_embeddings(mutual: bool) -> None:
                     pulls.append((maps[x][0][b, p] - maps[y][0][b, key]).square().mean().item())
         expected += 0.5 * 25 * sum(pulls) / len(pulls)
     assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_map_without_features_is_refused() -> None:
+    local = LocalCriterion(resolve(LocalConfig(), "ours"), VICRegCriterion())
+    cell_maps = cells_of(make_maps([(2, 2), (2, 2)], 2))
+    with pytest.raises(ValueError, match="every map needs the features"):
+        local([cell_maps[0], replace(cell_maps[1], features=None)])

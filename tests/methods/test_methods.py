@@ -181,6 +181,7 @@ def test_the_python_interface_reads_well() -> None:
     method = VICRegL(VICRegLConfig(alpha=0.9, expander=HeadConfig([16, 16, 16])), TinyBackbone())
     assert method.alpha == 0.9
     assert method.config.local.max_distance == 0.7
+    assert (method.config.local.feature_space, method.config.local.mutual) == ("features", True)
 
 
 @pytest.mark.parametrize("name", ["vicreg", "vicregl"])
@@ -205,6 +206,7 @@ def test_the_local_loss_is_that_of_the_views_cells(name: str) -> None:
             method.local_vectors(f.maps),
             cell_axes(view.box, f.maps.shape[2], f.maps.shape[3], view.flip),
             i in (0, 1),
+            f.maps.flatten(2).mT,
         )
         for i, (f, view) in enumerate(zip(features, batch.views))
     ]

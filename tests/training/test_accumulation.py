@@ -59,13 +59,14 @@ def in_parts_with_a_graph(module: Method, batch: ViewBatch, parts: int) -> Tenso
     whole = tuple(torch.cat(view) for view in zip(*(e.whole for e in embedded)))
     cells = tuple(torch.cat(view) for view in zip(*(e.cells for e in embedded)))
     pooled = torch.cat([e.pooled for e in embedded])
-    output = module.compare(Embedded(pooled, whole, cells, embedded[0].sizes), batch)
+    features = tuple(torch.cat(view) for view in zip(*(e.features for e in embedded)))
+    output = module.compare(Embedded(pooled, whole, cells, embedded[0].sizes, features), batch)
     output.loss.backward()
     return output.loss.detach()
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in HEADS), ("vicregl", {"local": {"feature_space": "features"}})]
+    ("name", "options"), [*((name, {}) for name in HEADS), ("vicregl", {"local": {"feature_space": "embeddings"}})]
 )
 @pytest.mark.parametrize("parts", [2, 3])
 def test_loss_and_gradient_are_those_of_one_pass(name: str, options: dict[str, Any], parts: int) -> None:
