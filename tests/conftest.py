@@ -34,7 +34,7 @@ def _shared_state() -> dict[str, object]:
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "gradients": torch.is_grad_enabled(),
         "denormal numbers": bool(torch.full((64,), 1e-40).mul(2).ne(0).all()),
-        "folder": os.getcwd(),
+        "folder": Path.cwd(),
         "SIGINT": signal.getsignal(signal.SIGINT),
         "SIGTERM": signal.getsignal(signal.SIGTERM),
     }
