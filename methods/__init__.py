@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from ssl_toolkit.methods.base import METHODS, Embedded, JointEmbedding, Method, MethodOutput
+from ssl_toolkit.methods.base import METHODS, Embedded, FeatureSearch, JointEmbedding, Method, MethodOutput
 from ssl_toolkit.methods.simclr import SimCLR, SimCLRConfig
 from ssl_toolkit.methods.simclr_l import SimCLRL, SimCLRLConfig
 from ssl_toolkit.methods.vicreg import VICReg, VICRegConfig
@@ -15,6 +15,7 @@ for _module in pkgutil.iter_modules(__path__):  # each file registers what it de
 __all__ = [
     "METHODS",
     "Embedded",
+    "FeatureSearch",
     "JointEmbedding",
     "Method",
     "MethodOutput",

@@ -58,6 +58,20 @@ class Embedded(NamedTuple):
     features: tuple[Tensor, ...] = ()
 
 
+class FeatureSearch(NamedTuple):
+    """How a method finds its matches by feature.
+
+    Attributes:
+        vectors: feature maps ``(B, C, H, W)`` to what is compared by squared distance, ``(B, H * W, D)``.
+        space: ``embeddings`` of the local projector, or ``features`` of the backbone.
+        only_mutual: whether cells must be each other's nearest.
+    """
+
+    vectors: Callable[[Tensor], Tensor]
+    space: str
+    only_mutual: bool
+
+
 class Method(nn.Module):
     """A pretraining method: ``method(batch) -> MethodOutput``. The trainer knows nothing else of it.
 
@@ -89,6 +103,11 @@ class Method(nn.Module):
     def local_vectors(self, maps: Tensor) -> Tensor:
         """``(B, H * W, D)``: the vectors in which this method would match cells; the features themselves by default."""
         return maps.flatten(2).mT
+
+    @property
+    def feature_search(self) -> FeatureSearch:
+        """How this method finds matches by feature, or would: the nearest `local_vectors` by default."""
+        return FeatureSearch(self.local_vectors, "embeddings" if self.embeds_cells else "features", only_mutual=False)
 
     def check(self, map_sizes: list[tuple[int, int]], num_large: int) -> None:
         """Refuse views that this method cannot train on, before any work.
@@ -174,6 +193,16 @@ class JointEmbedding(Method):
     def local_vectors(self, maps: Tensor) -> Tensor:
         """The local projector's embedding of every cell, or the features where there is no local projector."""
         return super().local_vectors(maps) if self.local_head is None else embed_cells(self.local_head, maps)
+
+    @property
+    def feature_search(self) -> FeatureSearch:
+        """That of the local criterion; the nearest local vectors where it matches by location alone."""
+        found = super().feature_search
+        if self.local is None or "feature" not in dict(self.local.config.kinds()):
+            return found
+        if self.local.reads_features:
+            found = FeatureSearch(super().local_vectors, "features", only_mutual=False)
+        return found._replace(only_mutual=bool(self.local.config.mutual))
 
     def embed(self, batch: ViewBatch) -> Embedded:
         """The heads' embeddings of every view; see the class."""

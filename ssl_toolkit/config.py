@@ -58,9 +58,34 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     try:
         if any(map(own_file, parsed)):
             check_sections(parsed, OmegaConf.to_container(_composed(name, [])), choices)  # type: ignore[arg-type]
-        return _composed(name, parsed)
+        config = _composed(name, parsed)
+        _check_leftovers(config, name, parsed)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, name, parsed) from error
+    return config
+
+
+def _check_leftovers(config: DictConfig, name: str, parsed: Sequence[Override]) -> None:
+    """Refuse keys that an experiment sets for its own choice of a group where the user chose another.
+
+    Raises:
+        UserError: naming the keys, and the overrides that leave them out.
+    """
+    experiment = next((o for o in parsed if o.key_or_group == GROUP and isinstance(o.value(), str)), None)
+    chosen = [o for o in parsed if o.key_or_group in groups() and o is not experiment]
+    if experiment is None or not chosen:
+        return
+    alone = leaf_keys(_composed(name, chosen))
+    given = {o.key_or_group.lstrip("+") for o in parsed}
+    for override in chosen:
+        group = override.key_or_group
+        known = {".".join(key.split(".")[:2]) for key in alone if key.startswith(f"{group}.")}
+        found = {".".join(key.split(".")[:2]) for key in leaf_keys(config) if key.startswith(f"{group}.")}
+        if extra := sorted(key for key in found - known if key not in given):
+            raise UserError(
+                f"experiment={experiment.value()} sets {', '.join(extra)}, which {group}={override.value()} does not "
+                f"have: leave out what it sets by adding {' '.join(repr('~' + key) for key in extra)}"
+            )
 
 
 def _composed(name: str, parsed: Sequence[Override]) -> DictConfig:

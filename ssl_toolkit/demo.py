@@ -34,7 +34,7 @@ def _configs(overrides: Sequence[str], folder: Path) -> dict[str, DictConfig]:
     return {
         name: compose_config(
             "pretrain",
-            [f"experiment=mini_{name}_resnet", f"name={name}", override_of("runs_dir", folder), *overrides],
+            [f"experiment=digits_{name}", f"name={name}", override_of("runs_dir", folder), *overrides],
         )
         for name in METHODS
     }

@@ -19,7 +19,7 @@ from ssl_toolkit.data.transforms import Normalize
 from ssl_toolkit.errors import UserError, unknown
 from ssl_toolkit.files import atomic_path, write_text
 from ssl_toolkit.hardware import pick_device
-from ssl_toolkit.methods import Method
+from ssl_toolkit.methods import FeatureSearch, Method
 from ssl_toolkit.pictures import draw
 from ssl_toolkit.registry import typed
 from ssl_toolkit.sources import source_config, source_of
@@ -123,14 +123,18 @@ class Subject:
     title: str
 
     @property
-    def embed(self) -> pictures.Embed:
-        """What is made of feature maps."""
-        return pictures.features_themselves if self.method is None else self.method.local_vectors
+    def search(self) -> FeatureSearch:
+        """In what cells are compared: as the method does where ``space`` leaves it open."""
+        if self.method is None:
+            return FeatureSearch(pictures.features_themselves, "features", only_mutual=False)
+        if self.options.space is None:
+            return self.method.feature_search
+        return FeatureSearch(self.method.local_vectors, "embeddings", only_mutual=False)
 
     @property
     def compared(self) -> str:
         """What is compared, for titles."""
-        return "backbone features" if self.method is None else "local embeddings"
+        return {"features": "backbone features", "embeddings": "local embeddings"}[self.search.space]
 
     def see(self, maps: bool = True) -> pictures.Seen:
         """Features of the images."""
@@ -142,7 +146,7 @@ class Subject:
             device=pick_device(self.options.device),
             stage=self.options.stage,
             maps=maps,
-            embed=self.embed,
+            embed=self.search.vectors,
         )
 
 
@@ -157,9 +161,11 @@ def _matches(subject: Subject) -> Figure:
         gamma=options.gamma,
         seed=options.seed,
         device=pick_device(options.device),
-        embed=subject.embed,
+        embed=subject.search.vectors,
+        only_mutual=subject.search.only_mutual,
     )
-    title = f"{subject.title}: {options.gamma} best matches, by {subject.compared} on the right"
+    rule = f"mutual nearest {subject.compared}" if subject.search.only_mutual else subject.compared
+    title = f"{subject.title}: {options.gamma} best matches, by {rule} on the right"
     return draw.matches_figure(examples, options.gamma, title)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -139,6 +140,32 @@ def test_wrong_overrides_name_the_nearest(overrides: list[str], message: str) ->
     with pytest.raises(UserError, match=message) as caught:
         compose_config("pretrain", overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["optimizer=adamw"], ["optimizer.trust_coefficient"]),
+        (["method=simclr"], ["method.covariance", "method.expander", "method.variance"]),
+        (["optimizer=sgd", "method=vicreg"], ["optimizer.trust_coefficient"]),
+    ],
+)
+def test_what_an_experiment_sets_for_another_choice_is_named_with_what_leaves_it_out(
+    overrides: list[str], keys: list[str]
+) -> None:
+    given = ["experiment=digits_vicreg", *overrides]
+    with pytest.raises(UserError, match=f"^experiment=digits_vicreg sets {', '.join(keys)}, which ") as caught:
+        compose_config("pretrain", given)
+    advised = re.findall(r"'(~[a-z_.]+)'", str(caught.value))
+    assert advised == [f"~{key}" for key in keys]
+    left = compose_config("pretrain", [*given, *advised])
+    METHODS.options(left.method)
+    OPTIMIZERS.options(left.optimizer)
+
+
+def test_another_choice_that_has_every_key_keeps_what_the_experiment_sets() -> None:
+    assert compose_config("pretrain", ["experiment=digits_vicreg", "method=vicregl"]).method.variance == 50
+    assert compose_config("pretrain", ["experiment=digits_vicreg", "backbone=resnet18"]).backbone.name == "resnet18"
 
 
 def test_sweeps_expand_to_every_combination() -> None:

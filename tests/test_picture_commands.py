@@ -99,19 +99,28 @@ def test_matches_are_made_as_the_training_made_them(home: Path, runs: Path, monk
     maps = torch.randn(2, trained.backbone.num_features, 3, 3)
     with torch.no_grad():
         embedded, plain = trained.local_vectors(maps), maps.flatten(2).mT
-        for options in ([run], [run, "space=embeddings"]):
-            subject = compared(monkeypatch, "matches", *options)
-            assert torch.equal(subject.embed(maps), embedded)
-            assert subject.compared == "local embeddings"
+        subject = compared(monkeypatch, "matches", run)  # preset ours
+        assert torch.equal(subject.search.vectors(maps), plain)
+        assert subject.compared == "backbone features"
+        assert subject.search.only_mutual
+        subject = compared(monkeypatch, "matches", run, "space=embeddings")
+        assert torch.equal(subject.search.vectors(maps), embedded)
+        assert subject.compared == "local embeddings"
+        assert not subject.search.only_mutual
         checkpoint = override_of("checkpoint", runs / "local" / "checkpoints" / "best.ckpt")
         best = load_method(runs / "local", "best")
-        of_best = compared(monkeypatch, "matches", checkpoint, "data=digit_scenes", "data.test_size=8")
-        assert torch.equal(of_best.embed(maps), best.local_vectors(maps))
-        assert torch.equal(compared(monkeypatch, "matches", run, "space=features").embed(maps), plain)
-        assert torch.equal(compared(monkeypatch, "pca", run).embed(maps), plain)
-        assert torch.equal(compared(monkeypatch, "pca", run, "space=embeddings").embed(maps), embedded)
-        other = override_of("run", runs / "plain")
-        assert torch.equal(compared(monkeypatch, "matches", other).embed(maps), plain)
+        of_best = compared(
+            monkeypatch, "matches", checkpoint, "data=digit_scenes", "data.test_size=8", "space=embeddings"
+        )
+        assert torch.equal(of_best.search.vectors(maps), best.local_vectors(maps))
+        by_features = compared(monkeypatch, "matches", run, "space=features").search
+        assert torch.equal(by_features.vectors(maps), plain)
+        assert not by_features.only_mutual
+        assert torch.equal(compared(monkeypatch, "pca", run).search.vectors(maps), plain)
+        assert torch.equal(compared(monkeypatch, "pca", run, "space=embeddings").search.vectors(maps), embedded)
+        other = compared(monkeypatch, "matches", override_of("run", runs / "plain")).search
+        assert torch.equal(other.vectors(maps), plain)
+        assert not other.only_mutual
 
 
 @pytest.mark.command

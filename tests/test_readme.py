@@ -61,7 +61,7 @@ def shrunk(argv: list[str]) -> list[str]:
     if "launcher=slurm" in argv:  # prints a script
         return argv
     if argv[0] == "pretrain" and not any(a.startswith("run=") for a in argv):
-        scenes = any(a.startswith(("experiment=digits", "experiment=mini_")) for a in argv)
+        scenes = any(a.startswith("experiment=digits") for a in argv)
         return argv + SMALL_TRAINING + (SMALL_SCENES if scenes else ["views=small"])
     return argv
 

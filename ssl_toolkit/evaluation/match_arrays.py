@@ -16,7 +16,13 @@ from ssl_toolkit.views import ViewBatch
 
 
 def match_arrays(
-    batch: ViewBatch, images: Sequence[Image], vectors: tuple[Tensor, Tensor], grid: tuple[int, int], gamma: int
+    batch: ViewBatch,
+    images: Sequence[Image],
+    vectors: tuple[Tensor, Tensor],
+    grid: tuple[int, int],
+    gamma: int,
+    *,
+    only_mutual: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """The first two views of each image, and where each cell of the first is matched in the second.
 
@@ -26,6 +32,7 @@ def match_arrays(
         vectors: ``(B, H * W, D)`` of both views, compared by squared distance, on the CPU.
         grid: H and W, the same for both views.
         gamma: pairs marked as kept, at most the number of cells.
+        only_mutual: of the pairs by feature, keep only cells that are each other's nearest.
 
     Returns:
         Arrays by the names that `ssl_toolkit.reporting.matches.read_matches` reads.
@@ -37,6 +44,6 @@ def match_arrays(
         arrays[f"flip_{name}"] = view.flip.numpy()
     arrays["grid"] = np.array(grid)
     axes = [cell_axes(view.box, *grid, view.flip) for view in batch.views[:2]]
-    for name, table in match_tables(axes[0], axes[1], vectors, gamma).items():
+    for name, table in match_tables(axes[0], axes[1], vectors, gamma, only_mutual=only_mutual).items():
         arrays[name], arrays[f"{name}_distance"], arrays[f"{name}_kept"] = (values.numpy() for values in table)
     return arrays

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from ssl_toolkit.matching.grid import CellAxes
-from ssl_toolkit.matching.neighbours import Nearest, nearest_features, nearest_locations, squared_distances, top_gamma
+from ssl_toolkit.matching.neighbours import (
+    Nearest,
+    nearest_features,
+    nearest_locations,
+    squared_distances,
+    top_gamma,
+)
+from ssl_toolkit.matching.rules import mutual
 
 
 class MatchTable(NamedTuple):
@@ -26,21 +33,29 @@ class MatchTable(NamedTuple):
 
 
 @torch.no_grad()
-def match_tables(query: CellAxes, key: CellAxes, vectors: tuple[Tensor, Tensor], gamma: int) -> dict[str, MatchTable]:
+def match_tables(
+    query: CellAxes, key: CellAxes, vectors: tuple[Tensor, Tensor], gamma: int, *, only_mutual: bool = False
+) -> dict[str, MatchTable]:
     """The tables ``location`` and ``feature`` of two views.
 
     Args:
         query, key: where the cells of both lie.
         vectors: ``(B, cells, D)`` of both, compared by squared distance.
         gamma: matches that are kept of each image, at most its cells.
+        only_mutual: of the matches by feature, keep only cells that are each other's nearest.
     """
-    found = {
-        "location": nearest_locations(query, key),
-        "feature": nearest_features(squared_distances(*vectors)),
+    squared = squared_distances(*vectors)
+    there = nearest_features(squared)
+    certain = mutual(there, nearest_features(squared.mT)) if only_mutual else None
+    return {
+        "location": _table(nearest_locations(query, key), gamma),
+        "feature": _table(there, gamma, certain),
     }
-    return {name: _table(nearest, min(gamma, nearest.key.shape[1])) for name, nearest in found.items()}
 
 
-def _table(nearest: Nearest, gamma: int) -> MatchTable:
-    kept = torch.zeros_like(nearest.key, dtype=torch.bool).scatter_(1, top_gamma(nearest, gamma).query, True)
-    return MatchTable(nearest.key, nearest.distance.float(), kept)
+def _table(nearest: Nearest, gamma: int, certain: Tensor | None = None) -> MatchTable:
+    """The ``gamma`` closest are kept, of those that are ``certain`` where that is given."""
+    score = nearest.distance if certain is None else nearest.distance.masked_fill(~certain, torch.inf)
+    best = top_gamma(nearest, min(gamma, nearest.key.shape[1]), score=score).query
+    kept = torch.zeros_like(nearest.key, dtype=torch.bool).scatter_(1, best, True)
+    return MatchTable(nearest.key, nearest.distance.float(), kept if certain is None else kept & certain)

@@ -166,6 +166,7 @@ def match_examples(
     seed: int,
     device: torch.device,
     embed: Embed = features_themselves,
+    only_mutual: bool = False,
 ) -> list[MatchExample]:
     """Two random crops of each image, mirrored half of the time, and how their cells match.
 
@@ -177,6 +178,7 @@ def match_examples(
         scale: range of a crop's share of the image area.
         gamma: pairs marked as kept, at most the number of cells.
         embed: of the last map, what is compared; by default features.
+        only_mutual: of the pairs by feature, keep only cells that are each other's nearest.
     """
     group = ViewGroup(size=size, scale=list(scale), jitter=0.0, gray=0.0, blur=[0.0], solarize=[0.0])
     batch = ViewDataset(Chosen(images), ViewsConfig("torch", [group]), seed).__getitems__(
@@ -189,4 +191,5 @@ def match_examples(
         maps = [backbone(normalize(view.image.to(device))).maps for view in batch.views]
         vectors = [embed(m).float().cpu() for m in maps]
     height, width = maps[0].shape[2:]
-    return examples_of(match_arrays(batch, images, (vectors[0], vectors[1]), (height, width), gamma))
+    pair = (vectors[0], vectors[1])
+    return examples_of(match_arrays(batch, images, pair, (height, width), gamma, only_mutual=only_mutual))

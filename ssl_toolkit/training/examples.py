@@ -50,8 +50,7 @@ def save_match_examples(
     """Write where each cell of one large view is matched in the other, by location and by feature.
 
     The method computes where it is, in evaluation mode; it is left as it was, and so are random generators. Feature
-    matches are made in the space the method matches in (its local projector), or among the features themselves. The
-    views are training views.
+    matches are those the method makes (`Method.feature_search`). The views are training views.
 
     Args:
         path: of the ``.npz``; arrays are those of `match_arrays`.
@@ -66,11 +65,14 @@ def save_match_examples(
         raise batch
     device = next(method.parameters()).device
     normalize = normalize.to(device)
+    search = method.feature_search
     with evaluating(method), torch.compiler.set_stance("force_eager"):
         maps = [method.backbone(normalize(view.image.to(device))).maps for view in batch.views[:2]]
-        vectors = [method.local_vectors(m).float().cpu() for m in maps]
+        vectors = [search.vectors(m).float().cpu() for m in maps]
     height, width = maps[0].shape[2:]
     images = [dataset.image(index) for index in batch.index.tolist()]
-    arrays = match_arrays(batch, images, (vectors[0], vectors[1]), (height, width), gamma)
+    arrays = match_arrays(
+        batch, images, (vectors[0], vectors[1]), (height, width), gamma, only_mutual=search.only_mutual
+    )
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -43,3 +43,18 @@ def test_gamma_is_at_most_the_cells() -> None:
     tables = match_tables(axes, axes, (torch.eye(4)[None], torch.eye(4)[None]), gamma=99)
     assert all(bool(table.kept.all()) for table in tables.values())
     assert torch.equal(tables["feature"].key, torch.arange(4)[None])
+
+
+def test_only_mutual_keeps_the_closest_of_the_pairs_that_are_each_others_nearest() -> None:
+    generator = torch.Generator().manual_seed(1)
+    axes = [cell_axes(torch.tensor([[0.0, 0, 40, 40]]), 4, 4, torch.tensor([False])) for _ in range(2)]
+    vectors = [torch.randn(1, 16, 3, generator=generator) for _ in range(2)]
+    cost = ((vectors[0][0][:, None] - vectors[1][0][None]) ** 2).sum(-1).double().numpy()
+    both_ways = [q for q in range(16) if cost[:, cost[q].argmin()].argmin() == q]
+    assert 3 < len(both_ways) < 16
+    closest = sorted(both_ways, key=lambda q: cost[q].min())
+    for gamma in (3, 16):
+        tables = match_tables(axes[0], axes[1], (vectors[0], vectors[1]), gamma, only_mutual=True)
+        assert tables["feature"].kept[0].nonzero().flatten().tolist() == sorted(closest[:gamma])
+        assert tables["location"].kept.sum() == gamma
+        np.testing.assert_array_equal(tables["feature"].key[0], cost.argmin(1))

@@ -217,6 +217,29 @@ def test_the_local_loss_is_that_of_the_views_cells(name: str) -> None:
     assert not output.pooled.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "space", "only_mutual"),
+    [
+        ("vicregl", {}, "features", True),
+        ("simclr_l", {"preset": "paper"}, "embeddings", False),
+        ("vicregl", {"local": {"feature_space": "embeddings"}}, "embeddings", True),
+        ("vicregl", {"local": {"mutual": False}}, "features", False),
+        ("vicregl", {"local": {"matching": "location"}}, "embeddings", False),
+        ("vicregl", {"local": {"matching": "none"}}, "features", False),
+        ("vicreg", {}, "features", False),
+    ],
+)
+def test_a_method_says_how_it_finds_matches_by_feature(
+    name: str, options: dict[str, Any], space: str, only_mutual: bool
+) -> None:
+    method = build(name, **options).eval()
+    maps = method.backbone(random_batch().views[0].image).maps
+    search = method.feature_search
+    expected = method.local_vectors(maps) if space == "embeddings" else maps.flatten(2).mT
+    assert torch.equal(search.vectors(maps), expected)
+    assert (search.space, search.only_mutual) == (space, only_mutual)
+
+
 def test_gamma_of_just_the_cells_is_allowed_and_goes_by_position_where_the_preset_says_so() -> None:
     build("vicregl", local={"gamma": [16, 9]}).check([(4, 4), (4, 4), (3, 3)], num_large=2)
     build("vicregl", preset="official").check([(7, 7), (7, 7), (3, 3)], num_large=2)

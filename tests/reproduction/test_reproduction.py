@@ -124,7 +124,7 @@ def test_tables_hold_ours_and_the_papers_numbers() -> None:
     for text in (console.export_text(), markdown(summary)):
         for words in ("60.3", "+4.3", "L_s + L_d less none", "±", "failed: L_d, seed 1: error: no room", "ConvNeXt-S"):
             assert words in text
-    assert "experiment=mini_vicregl_resnet method.local.matching=none" in markdown(summary)
+    assert "experiment=digits_vicregl method.local.matching=none" in markdown(summary)
     rows = as_csv(summary).splitlines()
     assert rows[0] == "study,scale,setting,seed,classification,segmentation,time,run"
     assert len(rows) == 1 + 4 * 3

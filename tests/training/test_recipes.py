@@ -28,7 +28,7 @@ from tests.helpers import TinyBackbone, random_batch
 
 IMAGES = 1_281_167  # of ImageNet
 PAPER = [name for name in choices("experiment") if name.startswith("paper/")]
-MINI = [name for name in choices("experiment") if name.startswith("mini_")]
+MINI = [name for name in choices("experiment") if name.startswith("digits_")]
 DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 
@@ -188,7 +188,7 @@ def mini(name: str, runs: Path, *overrides: str) -> Any:
     return compose_config("pretrain", [*small, *fast, *overrides])
 
 
-@pytest.mark.parametrize("name", [name for name in MINI if name != "mini_resnet"])
+@pytest.mark.parametrize("name", MINI)
 def test_mini_recipes_train(name: str, tmp_path: Path) -> None:
     run = training.pretrain(mini(name, tmp_path, "trainer.steps=2", "name=run"), Console(quiet=True))
     assert (run / "backbone.safetensors").is_file()
@@ -202,24 +202,23 @@ def test_mini_recipes_mirror_a_paper_one(name: str) -> None:
     assert mirrored
     paths = list(Path(__file__).parents[2].glob(f"configs/experiment/paper/{mirrored.group(1)}.yaml"))
     assert paths
-    if name != "mini_resnet":
-        paper = compose_config("pretrain", [f"experiment=paper/{paths[0].stem}"])
-        assert (config.method.name, config.optimizer.name) == (paper.method.name, paper.optimizer.name)
-        assert len(config.views.groups) == len(paper.views.groups)
+    paper = compose_config("pretrain", [f"experiment=paper/{paths[0].stem}"])
+    assert (config.method.name, config.optimizer.name) == (paper.method.name, paper.optimizer.name)
+    assert len(config.views.groups) == len(paper.views.groups)
 
 
 def test_small_views_with_lars_or_a_resnet_are_advised_against(tmp_path: Path) -> None:
-    both = advice(training.assemble(mini("mini_vicregl_resnet", tmp_path, "views=digit_scenes_multicrop")))
+    both = advice(training.assemble(mini("digits_vicregl", tmp_path, "views=digit_scenes_multicrop")))
     assert [sentence.split(":")[0] for sentence in both] == [
         "small views with a BatchNorm backbone",
         "small views with LARS",
     ]
-    assert advice(training.assemble(mini("mini_vicregl_resnet", tmp_path))) == []
-    assert advice(training.assemble(mini("mini_vicregl_convnext", tmp_path))) == []
+    assert advice(training.assemble(mini("digits_vicregl", tmp_path))) == []
+    assert advice(training.assemble(mini("digits_vicregl_convnext", tmp_path))) == []
 
 
 def test_a_warm_up_that_never_ends_is_said(tmp_path: Path) -> None:
-    parts = training.assemble(mini("mini_vicreg_resnet", tmp_path, "optimizer.warmup_epochs=10", "trainer.epochs=5"))
+    parts = training.assemble(mini("digits_vicreg", tmp_path, "optimizer.warmup_epochs=10", "trainer.epochs=5"))
     (sentence,) = advice(parts)
     assert "warm-up of 40 steps is as long as the run of 20 or longer" in sentence
     assert "reaches 49% of its peak" in sentence  # the 20th of 41 parts
@@ -245,7 +244,7 @@ def test_the_page_names_every_recipe() -> None:
 
 def test_no_key_of_a_recipe_is_lost_to_the_order_of_the_defaults() -> None:
     folder = Path(__file__).parents[2] / "configs" / "experiment"
-    for name in ["paper/simclr_l_resnet50_300ep", "paper/vicregl_convnext_base_alpha0p9", "mini_vicregl_convnext"]:
+    for name in ["paper/simclr_l_resnet50_300ep", "paper/vicregl_convnext_base_alpha0p9", "digits_vicregl_convnext"]:
         own = OmegaConf.load(folder / f"{name}.yaml")
         composed = compose_config("pretrain", [f"experiment={name}"])
         assert isinstance(own, type(composed))
