@@ -4,11 +4,13 @@
   public modules. Made while the site is built, so they cannot be older than the code.
 - A link to a file of the repository (``../configs/method/vicregl.yaml``) leads to that key's place in the reference,
   or to a page that shows the file: the site needs no network.
+- A picture is a link to its file, since lines of text in it are too small to read on a phone.
 - Equations become MathML here, so that pages need no script and no font to show them.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import api_pages
@@ -24,6 +26,9 @@ from repository import ROOT, ROOT_PAGES, Links, source_page
 
 REFERENCE = "reference/config/"
 API = "reference/api/"
+
+PICTURE = re.compile(r"^!\[(.+)\]\((\S+)\)$", re.MULTILINE)
+"""A picture on a line of its own."""
 
 
 @event_priority(100)  # before mkdocstrings reads its options, and before the nav is checked
@@ -71,8 +76,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links out of docs/ lead to places on the site."""
-    return Links(page.file.src_uri).rewritten(markdown)
+    """Links out of docs/ lead to places on the site; a picture leads to itself, to be read on a small screen."""
+    return PICTURE.sub(r"[![\1](\2)](\2)", Links(page.file.src_uri).rewritten(markdown))
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
