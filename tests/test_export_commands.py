@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 import ssl_toolkit
-from ssl_toolkit.backbones import load_backbone, save_backbone
+from ssl_toolkit.backbones import read_backbone, save_backbone
 from ssl_toolkit.cli import main
 from ssl_toolkit.export_commands import ExportConfig
 from tests.zoo.exporters.helpers import fresh
@@ -62,7 +62,7 @@ def test_files_lie_beside_the_weights(run: Path, capsys: pytest.CaptureFixture[s
 def test_options_before_and_after_words_are_read(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "here" / "weights.safetensors"
     assert main(["export", f"checkpoint={run / 'backbone.safetensors'}", "--out", str(out), "format=safetensors"]) == 0
-    backbone, stored = load_backbone(out)
+    backbone, stored = read_backbone(out)
     assert backbone.config.name == "resnet18"
     assert stored == STORED
 

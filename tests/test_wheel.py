@@ -142,15 +142,13 @@ from pathlib import Path
 import torch
 
 from ssl_toolkit import load_backbone
-from ssl_toolkit.backbones import Features
 from ssl_toolkit.criteria import VICRegCriterion
 from ssl_toolkit.methods import METHODS, VICRegLConfig
 from ssl_toolkit.methods.base import MethodOutput
 
 
 def features(path: Path, images: torch.Tensor) -> torch.Tensor:
-    found: Features = load_backbone(path)(images)
-    return found.pooled
+    return load_backbone(path)(images).pooled
 
 
 options: VICRegLConfig = VICRegLConfig(alpha=0.5)

@@ -3,7 +3,7 @@
 from ssl_toolkit.backbones.base import Backbone, BackboneConfig, Features
 from ssl_toolkit.backbones.create import backbone_names, backbones, create_backbone
 from ssl_toolkit.backbones.probe import map_size
-from ssl_toolkit.backbones.weights import BackboneMetadata, load_backbone, read_metadata, save_backbone
+from ssl_toolkit.backbones.weights import BackboneMetadata, read_backbone, read_metadata, save_backbone
 
 __all__ = [
     "Backbone",
@@ -13,8 +13,8 @@ __all__ = [
     "backbone_names",
     "backbones",
     "create_backbone",
-    "load_backbone",
     "map_size",
+    "read_backbone",
     "read_metadata",
     "save_backbone",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -61,6 +61,10 @@ class Backbone(nn.Module):
     stage_channels: tuple[int, ...]
     norm: str = "batch"
     preprocess: Callable[[Any], Tensor] | None = None
+
+    if TYPE_CHECKING:  # nn.Module's gives Any
+
+        def __call__(self, images: Tensor) -> Features: ...
 
     def forward(self, images: Tensor) -> Features:
         """Features of ``images`` ``(B, in_channels, S, S)``, already normalised."""

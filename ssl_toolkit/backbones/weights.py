@@ -122,7 +122,7 @@ def read_metadata(path: Path) -> BackboneMetadata | None:
     return _parse(Path(path), _read(Path(path), tensors=False)[0])
 
 
-def load_backbone(path: Path, expect: BackboneConfig | None = None) -> tuple[Backbone, dict[str, Any]]:
+def read_backbone(path: Path, expect: BackboneConfig | None = None) -> tuple[Backbone, dict[str, Any]]:
     """The backbone that a file holds, in evaluation mode, and its preprocessing.
 
     Args:

@@ -15,7 +15,7 @@ from ssl_toolkit.backbones import (
     Backbone,
     BackboneConfig,
     create_backbone,
-    load_backbone,
+    read_backbone,
     read_metadata,
     save_backbone,
 )
@@ -54,7 +54,7 @@ def test_round_trip_is_exact(tmp_path: Path, name: str, options: dict) -> None:
     backbone = randomised(name, **options).to(memory_format=torch.channels_last)
     path = tmp_path / "backbone.safetensors"
     save_backbone(path, backbone, PREPROCESSING, {"run": "r1"})
-    loaded, preprocessing = load_backbone(path)
+    loaded, preprocessing = read_backbone(path)
     assert not loaded.training
     assert loaded.config == backbone.config
     assert preprocessing == PREPROCESSING
@@ -98,14 +98,14 @@ def test_file_without_metadata_needs_the_architecture(tmp_path: Path) -> None:
     save_file(backbone.state_dict(), path)
     assert read_metadata(path) is None
     with pytest.raises(UserError, match="does not say which architecture"):
-        load_backbone(path)
-    loaded, preprocessing = load_backbone(path, BackboneConfig("tiny_resnet"))
+        read_backbone(path)
+    loaded, preprocessing = read_backbone(path, BackboneConfig("tiny_resnet"))
     assert preprocessing == {}
     assert torch.equal(loaded.stem[0].weight, backbone.stem[0].weight)  # type: ignore[index,union-attr]
 
 
 def test_expected_architecture_is_taken_with_its_own_drop_path(saved: Path) -> None:
-    loaded, _ = load_backbone(saved, BackboneConfig("tiny_resnet", drop_path=0.2))
+    loaded, _ = read_backbone(saved, BackboneConfig("tiny_resnet", drop_path=0.2))
     assert loaded.config.drop_path == 0.2
 
 
@@ -124,7 +124,7 @@ def test_expected_architecture_is_taken_with_its_own_drop_path(saved: Path) -> N
 )
 def test_another_architecture_is_refused(saved: Path, expect: BackboneConfig, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        load_backbone(saved, expect)
+        read_backbone(saved, expect)
     message = str(caught.value)
     assert str(saved) in message
     assert "\n" not in message
@@ -137,14 +137,14 @@ def test_stem_is_part_of_the_architecture(tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     save_backbone(path, create_backbone({"name": "resnet18", "stem": "small"}), {})
     with pytest.raises(UserError, match=r"resnet18 \(3 channels, stem small\), not resnet18 \(3 channels\)"):
-        load_backbone(path, BackboneConfig("resnet18"))
+        read_backbone(path, BackboneConfig("resnet18"))
 
 
 def test_other_image_size_of_a_vit_is_refused_by_shape(tmp_path: Path) -> None:
     path = tmp_path / "vit.safetensors"
     save_backbone(path, create_backbone({"name": "vit_tiny_patch16_224", "image_size": 32}), {})
     with pytest.raises(UserError, match=r"pos_embed is \(1, 5, 192\), not \(1, 197, 192\)"):
-        load_backbone(path, BackboneConfig("vit_tiny_patch16_224"))
+        read_backbone(path, BackboneConfig("vit_tiny_patch16_224"))
 
 
 def test_incomplete_file_is_refused(saved: Path) -> None:
@@ -156,7 +156,7 @@ def test_incomplete_file_is_refused(saved: Path) -> None:
     with pytest.raises(
         UserError, match=r"no complete tiny_resnet .*stem.0.weight is missing; extra.weight is not part"
     ):
-        load_backbone(saved)
+        read_backbone(saved)
 
 
 def rewrite(path: Path, **metadata: str) -> None:
@@ -177,20 +177,20 @@ def rewrite(path: Path, **metadata: str) -> None:
 def test_broken_metadata_is_refused(saved: Path, metadata: dict, words: str) -> None:
     rewrite(saved, **metadata)
     with pytest.raises(UserError, match=words):
-        load_backbone(saved)
+        read_backbone(saved)
 
 
 def test_files_that_are_no_backbones(tmp_path: Path, saved: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        load_backbone(tmp_path / "none.safetensors")
+        read_backbone(tmp_path / "none.safetensors")
     with pytest.raises(UserError, match="is a folder"):
         read_metadata(tmp_path)
     torch.save({"weight": torch.zeros(3)}, tmp_path / "pickle.safetensors")
     with pytest.raises(UserError, match="not a safetensors file"):
-        load_backbone(tmp_path / "pickle.safetensors")
+        read_backbone(tmp_path / "pickle.safetensors")
     saved.write_bytes(saved.read_bytes()[:-1000])
     with pytest.raises(UserError, match="damaged"):
-        load_backbone(saved)
+        read_backbone(saved)
 
 
 def test_failed_write_keeps_the_old_file(saved: Path) -> None:

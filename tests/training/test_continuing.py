@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from ssl_toolkit import commands, training
-from ssl_toolkit.backbones import load_backbone
+from ssl_toolkit.backbones import read_backbone
 from ssl_toolkit.cli import main
 from ssl_toolkit.config import compose_config, override_of
 from ssl_toolkit.errors import UserError
@@ -237,7 +237,7 @@ def test_export_of_a_run_that_is_not_finished(run: Path, capsys: pytest.CaptureF
         assert weights
         for key, value in weights.items():
             assert torch.equal(value, stored["state_dict"][f"method.backbone.{key}"])
-        backbone, preprocessing = load_backbone(run / f"backbone-{name}.safetensors")
+        backbone, preprocessing = read_backbone(run / f"backbone-{name}.safetensors")
         assert backbone.config.name == "tiny_resnet"
         assert preprocessing["mean"] == [0.485, 0.456, 0.406]
     assert not (run / "backbone.safetensors").exists()  # it is not finished by that

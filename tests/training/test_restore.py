@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ssl_toolkit import commands
-from ssl_toolkit.backbones import load_backbone
+from ssl_toolkit.backbones import read_backbone
 from ssl_toolkit.cli import main
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.data.transforms import Normalize
@@ -58,7 +58,7 @@ def test_its_backbone_is_the_exported_one_and_random_generators_stay(run: Path) 
     state = torch.random.get_rng_state()
     loaded = load_method(run).backbone.state_dict()
     assert torch.equal(state, torch.random.get_rng_state())
-    exported = load_backbone(run / "backbone.safetensors")[0].state_dict()
+    exported = read_backbone(run / "backbone.safetensors")[0].state_dict()
     assert loaded.keys() == exported.keys()
     assert all(torch.equal(loaded[key], exported[key]) for key in exported)
 

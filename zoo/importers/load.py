@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor
 
-from ssl_toolkit.backbones import Backbone, BackboneConfig, create_backbone, load_backbone
+from ssl_toolkit.backbones import Backbone, BackboneConfig, create_backbone, read_backbone
 from ssl_toolkit.backbones.variants import MOCO_V3_VITS
 from ssl_toolkit.errors import UserError, unknown
 from ssl_toolkit.methods.heads import MLP
@@ -102,7 +102,7 @@ def load_checkpoint(
 
 
 def _exported(path: Path, arch: str | BackboneConfig | None) -> Imported:
-    backbone, preprocessing = load_backbone(path, arch if isinstance(arch, BackboneConfig) else None)
+    backbone, preprocessing = read_backbone(path, arch if isinstance(arch, BackboneConfig) else None)
     if isinstance(arch, str) and arch != backbone.config.name:
         raise UserError(f"{path} holds {backbone.config.name}, not {arch}")
     return Imported(backbone, {}, preprocessing, OURS, {"weights": "backbone", "preprocessing": "of the file"})

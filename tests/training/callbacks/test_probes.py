@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from ssl_toolkit import training
-from ssl_toolkit.backbones import load_backbone
+from ssl_toolkit.backbones import read_backbone
 from ssl_toolkit.config import compose_config, override_of
 from ssl_toolkit.data import build_dataset
 from ssl_toolkit.errors import UserError
@@ -107,7 +107,7 @@ def test_a_failed_step_teaches_nothing() -> None:
 def test_knn_accuracy_by_brute_force(tmp_path: Path) -> None:
     run = pretrain(tmp_path)
     config = training.read_run_config(run)
-    backbone, _ = load_backbone(run / "backbone.safetensors")
+    backbone, _ = read_backbone(run / "backbone.safetensors")
     backbone.eval()
     features, labels = {}, {}
     for split in ("train", "val"):

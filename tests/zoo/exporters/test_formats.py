@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import ssl_toolkit
 from ssl_toolkit.backbones import BackboneConfig, Features
-from ssl_toolkit.backbones import load_backbone as load_own
+from ssl_toolkit.backbones import read_backbone as load_own
 from ssl_toolkit.config import choices, compose_config
 from ssl_toolkit.data.preprocess import Preprocess
 from ssl_toolkit.errors import UserError
