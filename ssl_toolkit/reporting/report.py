@@ -23,6 +23,7 @@ from ssl_toolkit.reporting.boxes import BoxExamples, box_figure, read_boxes
 from ssl_toolkit.reporting.compare import Comparison, compare, flatten, metric_name, show_options
 from ssl_toolkit.reporting.masks import VOID, SegmentationExamples, read_examples
 from ssl_toolkit.reporting.runs import Result, RunFolder, facts
+from ssl_toolkit.reporting.trade_off import trade_off, trade_off_columns
 
 MASK_COLUMNS = 4
 """Examples in one figure of masks: as many as can be told apart on a phone."""
@@ -185,7 +186,7 @@ def _environment_keys(runs: Sequence[RunFolder]) -> list[str]:
 
 def _trade_off(comparison: Comparison) -> list[Picture]:
     """The plot of both abilities, where the runs have them."""
-    columns = plots.trade_off_columns(comparison)
+    columns = trade_off_columns(comparison)
     if columns is None:
         return []
     x, y = (comparison.metrics[column].title for column in columns)
@@ -193,7 +194,7 @@ def _trade_off(comparison: Comparison) -> list[Picture]:
         f"{label} {_number(row[0]) or 'no result'} and {_number(row[1]) or 'no result'}"
         for label, row in zip(comparison.labels, comparison.values[:, columns])
     )
-    return [Picture(f"{x} against {y} in percent: {values}", lambda: plots.trade_off(comparison, columns))]
+    return [Picture(f"{x} against {y} in percent: {values}", lambda: trade_off(comparison, columns))]
 
 
 def _bar(comparison: Comparison, metric: int) -> Picture:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,17 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ssl_toolkit.reporting.labels import label_points
 from ssl_toolkit.reporting.plots import FAINT, INK, MARKERS, plain_axes, series_style, shorten
 from ssl_toolkit.reproduction.studies import COLUMNS
 from ssl_toolkit.reproduction.summary import Summary
 
 AXES = ("classification", "segmentation")
-FONT, CHARACTER = 8.5, 0.56
-"""Size of labels in points, and the width of a character as a share of it."""
-
-PLACES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-"""Where a label may stand about its point, the best first: to the right."""
-
 Points = NDArray[np.float64]
 """``(rows, 4)``: classification, segmentation, and the standard error of each; nan where there is none."""
 
@@ -52,7 +46,7 @@ def trade_off_figure(summary: Summary) -> Figure | None:
         axes.set_ylabel(f"segmentation: {COLUMNS[AXES[1]]}, %", fontsize=9, color=INK)
     figure.draw_without_rendering()  # places of labels are found in pixels
     for axes, (_, points) in zip(every, panels):
-        _label(axes, points, [shorten(row.name, 28) for row in rows], summary.study.joined)
+        label_points(axes, points[:, :2], [shorten(row.name, 28) for row in rows], _ink(points, summary.study.joined))
     return figure
 
 
@@ -76,39 +70,10 @@ def _draw(axes: Axes, points: Points, joined: bool) -> None:
     axes.margins(0.22)
 
 
-def _label(axes: Axes, points: Points, names: Sequence[str], joined: bool) -> None:
-    """Write each row's name beside its point, where it covers least of points, bars, lines and other names."""
-    scale = axes.figure.dpi / 72
-    taken = _ink(axes, points, joined)
-    low, high = np.asarray(axes.get_window_extent())
-    for i in _there(points):
-        x, y = points[i, :2]
-        at = axes.transData.transform((x, y))
-        size = np.array([len(names[i]) * CHARACTER, 1.1]) * FONT * scale
-        best, least = (0.0, 0.0), math.inf
-        for far in (8, 16, 26):
-            for place in PLACES:
-                offset = np.array(place) * (far if 0 in place else 0.8 * far)
-                corner = at + offset * scale + (np.array(place) - 1) * size / 2
-                covered = ((taken > corner - 1) & (taken < corner + size + 1)).all(1).sum()
-                outside = (corner < low).any() or (corner + size > high).any()
-                cost = covered + 100 * outside + 0.1 * far
-                if cost < least:
-                    best, least, box = tuple(offset), cost, corner
-        side = np.sign(np.round(best, 6)).astype(int)
-        axes.annotate(
-            names[i], (x, y), best, textcoords="offset points", size=FONT, color=INK,
-            ha=("right", "center", "left")[side[0] + 1], va=("top", "center", "bottom")[side[1] + 1],
-        )  # fmt: skip
-        grid = np.stack(np.meshgrid(np.linspace(0, 1, 12), np.linspace(0, 1, 4)), -1).reshape(-1, 2)
-        taken = np.concatenate([taken, box + grid * size, box + grid * size])
-
-
-def _ink(axes: Axes, points: Points, joined: bool) -> Points:
-    """Pixels of what a name should not cover: points, error bars, and the line that joins points."""
+def _ink(points: Points, joined: bool) -> NDArray[np.float64]:
+    """What a name should not cover beside the points: error bars, and the line that joins points."""
     kept = points[_there(points)]
     steps = np.linspace(-1, 1, 25)
     bars = [row[:2] + np.outer(steps, np.nan_to_num(row[2:]) * axis) for row in kept for axis in np.eye(2)]
     lines = [a[:2] + np.outer((steps + 1) / 2, b[:2] - a[:2]) for a, b in pairwise(kept)] if joined else []
-    found: Points = axes.transData.transform(np.concatenate([*bars, *lines]))
-    return found
+    return np.concatenate([*bars, *lines])
