@@ -24,6 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that take minutes begin first, so that no worker waits for one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
 def _shared_state() -> dict[str, object]:
     """What all tests of a process compute with."""
     return {

@@ -90,6 +90,7 @@ def test_make_targets_exist() -> None:
         assert f"\n{target}:" in makefile
 
 
+@pytest.mark.first
 @pytest.mark.command
 def test_commands_and_python_run_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
