@@ -22,7 +22,7 @@ from ssl_toolkit.errors import UserError
 from ssl_toolkit.views.batch import View, ViewBatch
 from ssl_toolkit.views.dali_graph import flatten, view_pipeline
 from ssl_toolkit.views.loader import EpochBatches, ViewLoader, epoch_of, stop_workers, worker_loader
-from ssl_toolkit.views.reading import Images, Unreadable, read_or_replace, read_pixels
+from ssl_toolkit.views.reading import BatchDataset, Images, Unreadable, read_or_replace, read_pixels
 from ssl_toolkit.views.settings import random_numbers, settings_of
 from ssl_toolkit.views.spec import ViewsConfig
 
@@ -74,31 +74,11 @@ class SourceBatch:
         return [pixels, *self.numbers.numpy(), *([files, np.array(turns, np.int32)] if files_too else [])]
 
 
-class SourceDataset(torch.utils.data.Dataset[SourceBatch]):
-    """Reads the files of a whole batch and draws its views, for `torch.utils.data.DataLoader`.
-
-    Args:
-        images: the data set.
-        config: the recipe.
-        seed: of all randomness.
-    """
-
-    def __init__(self, images: Images, config: ViewsConfig, seed: int) -> None:
-        self.images, self.config, self.seed = images, config, seed
-        self.positions = config.positions()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> SourceBatch | UserError:
-        """The batch of ``(epoch, index)`` keys; an error is returned, so that it leaves a worker process as it is."""
-        try:
-            return self.batch(keys)
-        except UserError as error:
-            return error
+class SourceDataset(BatchDataset[SourceBatch]):
+    """Reads the files of a whole batch and draws its views."""
 
     def batch(self, keys: Sequence[tuple[int, int]], decode: bool = False) -> SourceBatch:
-        """See `__getitems__`; with ``decode`` no file is left to DALI."""
+        """Of ``(epoch, index)`` keys; with ``decode`` no file is left to DALI."""
         parts, shapes, sizes, indices, unreadable = [], [], [], [], []  # type: ignore[var-annotated]
         numbers: list[list[list[float]]] = [[] for _ in self.positions]
         boxes = np.empty((len(self.positions), len(keys), 4), np.float32)

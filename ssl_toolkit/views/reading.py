@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.views.photometric import Pixels
+from ssl_toolkit.views.spec import ViewsConfig
 
 T = TypeVar("T")
 
@@ -116,3 +118,31 @@ class Unreadable:
             f"{len(self.messages)} of {self.total} images cannot be read, more than trainer.max_unreadable="
             f"{self.share:g} allows: {shown}"
         )
+
+
+class BatchDataset(torch.utils.data.Dataset[T], Generic[T]):
+    """Makes whole batches for `torch.utils.data.DataLoader`.
+
+    Args:
+        images: the data set.
+        config: the recipe.
+        seed: of all randomness.
+    """
+
+    def __init__(self, images: Images, config: ViewsConfig, seed: int) -> None:
+        self.images, self.config, self.seed = images, config, seed
+        self.positions = config.positions()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> T | UserError:
+        """The batch of ``(epoch, index)`` keys; an error is returned, so that it leaves a worker process as it is."""
+        try:
+            return self.batch(keys)
+        except UserError as error:
+            return error
+
+    def batch(self, keys: Sequence[tuple[int, int]]) -> T:
+        """The batch of ``(epoch, index)`` keys."""
+        raise NotImplementedError

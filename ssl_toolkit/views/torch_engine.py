@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_toolkit.errors import UserError
 from ssl_toolkit.views import photometric as ops
 from ssl_toolkit.views.batch import View, ViewBatch
 from ssl_toolkit.views.geometry import Window
-from ssl_toolkit.views.reading import Images, read_or_replace, read_pixels
+from ssl_toolkit.views.reading import BatchDataset, read_or_replace, read_pixels
 from ssl_toolkit.views.settings import Settings, random_numbers, settings_of
-from ssl_toolkit.views.spec import ViewsConfig
 
 _RESIZE = {
     # What F.interpolate calls with antialias, without its 50 microseconds of argument checks.
@@ -56,30 +54,11 @@ def photometric(image: ops.Pixels, settings: Settings) -> ops.Pixels:
     return image
 
 
-class ViewDataset(torch.utils.data.Dataset[ViewBatch]):
-    """Makes the views of a whole batch at once, for `torch.utils.data.DataLoader`.
+class ViewDataset(BatchDataset[ViewBatch]):
+    """Makes the views of a whole batch."""
 
-    Args:
-        images: the data set.
-        config: the recipe.
-        seed: of all randomness.
-    """
-
-    def __init__(self, images: Images, config: ViewsConfig, seed: int) -> None:
-        self.images, self.config, self.seed = images, config, seed
-        self.positions = config.positions()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> ViewBatch | UserError:
-        """The batch of ``(epoch, index)`` keys; an error is returned, so that it leaves a worker process as it is."""
-        try:
-            return self._batch(keys)
-        except UserError as error:
-            return error
-
-    def _batch(self, keys: Sequence[tuple[int, int]]) -> ViewBatch:
+    def batch(self, keys: Sequence[tuple[int, int]]) -> ViewBatch:
+        """The views of ``(epoch, index)`` keys."""
         count = len(keys)
         pixels: list[Tensor] = []
         boxes = np.empty((len(self.positions), count, 4), np.float32)
