@@ -75,13 +75,12 @@ def _check_leftovers(config: DictConfig, name: str, parsed: Sequence[Override]) 
     chosen = [o for o in parsed if o.key_or_group in groups() and o is not experiment]
     if experiment is None or not chosen:
         return
-    alone = leaf_keys(_composed(name, chosen))
-    given = {o.key_or_group.lstrip("+") for o in parsed}
+    alone = _composed(name, chosen)
+    given = {o.key_or_group for o in parsed}
     for override in chosen:
         group = override.key_or_group
-        known = {".".join(key.split(".")[:2]) for key in alone if key.startswith(f"{group}.")}
-        found = {".".join(key.split(".")[:2]) for key in leaf_keys(config) if key.startswith(f"{group}.")}
-        if extra := sorted(key for key in found - known if key not in given):
+        known, found = ({str(key) for key in each.get(group) or ()} for each in (alone, config))
+        if extra := sorted(key for each in found - known if (key := f"{group}.{each}") not in given):
             raise UserError(
                 f"experiment={experiment.value()} sets {', '.join(extra)}, which {group}={override.value()} does not "
                 f"have: leave out what it sets by adding {' '.join(repr('~' + key) for key in extra)}"

@@ -97,7 +97,7 @@ COLLAPSING = ["method.terms=i", "data.train_size=256", "trainer.batch_size=32", 
 
 def test_invariance_alone_collapses_and_is_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [*quick_overrides(tmp_path, "vicreg"), "name=run", "method.expander.widths=[64,64,64]", *COLLAPSING]
-    options += ["trainer.log_every=2", "optimizer.lr=1e-2", "monitor.knn_every=null", "monitor.patience=3"]
+    options += ["trainer.log_every=2", "optimizer.lr=1.6", "monitor.knn_every=null", "monitor.patience=3"]
     assert main(["pretrain", *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: the run has collapsed: the embeddings of all images are about the same")

@@ -17,7 +17,8 @@ from ssl_toolkit.training.callbacks import Measures, MetricsFile, Schedule, metr
 from tests.helpers import quick_overrides
 from tests.training.callbacks.helpers import FakeTrainer, pretrain, rows
 
-SGD = ["optimizer=sgd", "optimizer.momentum=0", "optimizer.weight_decay=0", "optimizer.warmup_epochs=0.5"]
+SGD = ["optimizer=sgd", "~optimizer.trust_coefficient", "optimizer.momentum=0", "optimizer.weight_decay=0"]
+SGD += ["optimizer.warmup_epochs=0.5"]
 
 
 def test_gradient_norm_and_rate_are_those_of_the_step(tmp_path: Path) -> None:
