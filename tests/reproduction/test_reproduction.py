@@ -243,7 +243,13 @@ def test_every_table_says_what_its_runs_cost(tmp_path: Path) -> None:
 def test_a_study_that_is_stopped_goes_on(tmp_path: Path) -> None:
     """Ctrl+C in the middle of a run: it keeps a checkpoint, and the same command ends what it began."""
     argv = [sys.executable, "-m", "ssl_toolkit.cli", "reproduce", "table11", "seeds=[0]", "parallel=1", *QUICK]
-    argv += ["trainer.epochs=12", "data.train_size=64", "trainer.checkpoint_every=4", "monitor.knn_every=null"]
+    argv += [
+        "trainer.epochs=12",
+        "data.train_size=64",
+        "trainer.checkpoint_every=4",
+        "monitor.knn_every=null",
+        "evaluate=false",
+    ]
     process = subprocess.Popen(argv, cwd=tmp_path, preexec_fn=heed_interrupts, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
     while not list(tmp_path.glob("reproduced/runs/*/checkpoints/last.ckpt")):
