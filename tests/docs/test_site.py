@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -150,3 +151,14 @@ def test_figures_are_small() -> None:
     used = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
     for path in figures:
         assert f"figures/{path.name}" in used, f"{path.name} is on no page"
+
+
+def test_options_of_mkdocstrings_exist() -> None:
+    """With pydantic installed mkdocstrings passes over unknown ones; without, as in the ``docs`` extra, it stops."""
+    handler = pytest.importorskip("mkdocstrings_handlers.python")
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    block = re.search(r"^          options:\n((?:            .*\n)+)", text, flags=re.MULTILINE)
+    assert block is not None
+    given = set(re.findall(r"^            (\w+):", block.group(1), flags=re.MULTILINE))
+    assert "docstring_style" in given
+    assert given <= {field.name for field in dataclasses.fields(handler.PythonInputOptions)}
