@@ -145,6 +145,14 @@ def test_no_markdown_is_left(pages: dict[Path, Page], site: Path) -> None:
         assert left is None, f"{path.relative_to(site)}: {body[left.start() : left.start() + 200]}" if left else ""
 
 
+def test_pictures_lead_to_themselves(site: Path) -> None:
+    for page in ("index.html", "concepts/local-matching.html", "architecture.html"):
+        text = (site / page).read_text(encoding="utf-8")
+        shown = re.findall(r'<img [^>]*src="([^"]+\.(?:png|svg))"', text)
+        assert shown
+        assert re.findall(r'<a [^>]*href="([^"]+)"[^>]*><img ', text) == shown
+
+
 def test_figures_are_small() -> None:
     figures = list((DOCS / "figures").iterdir())
     assert sum(path.stat().st_size for path in figures) < FIGURES

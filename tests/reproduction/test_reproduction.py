@@ -51,6 +51,14 @@ def test_every_row_of_every_study_composes_and_differs_from_the_others(name: str
     assert len(set(methods)) == len(methods)
 
 
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_the_study_of_the_grid_has_mirrored_views(scale: str) -> None:
+    """Without them its rows would train the same."""
+    for row in read_study("grid").rows:
+        views = compose_config("pretrain", row.overrides[scale]).views
+        assert all(0 < group.flip < 1 for group in views.groups)
+
+
 def test_the_papers_numbers() -> None:
     """Tables 3, 4 and 7, typed again from the paper."""
     found = {
