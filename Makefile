@@ -21,17 +21,25 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# --no-compile saves a minute: Python compiles what it imports when it imports it.
+# Where this is set, as in many containers, every command would compile all that it imports again: seconds each.
+unexport PYTHONDONTWRITEBYTECODE
+
+# pip compiles what it installs on one core, compileall on all; a file for another Python does not compile, and need not.
+define install
+$(BIN)/python -m pip install --no-compile --disable-pip-version-check --progress-bar off -e "$(1)"
+@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
+endef
+
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --no-compile --disable-pip-version-check --progress-bar off -e .
+	$(call install,.)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --no-compile --disable-pip-version-check --progress-bar off -e ".[dev]"
+	$(call install,.[dev])
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --no-compile --disable-pip-version-check --progress-bar off -e ".[docs]"
+	$(call install,.[docs])
 	@touch $@
 
 install: $(VENV)/.installed

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,7 @@ def packages() -> Iterator[Finding]:
     for need in required:
         if need.marker is None:
             yield from _needed(need)
+    yield from _bytecode("lightning")
     extras: dict[str, list[Requirement]] = {}
     for extra in importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or ():
         found = [need for need in required if need.marker is not None and need.marker.evaluate({"extra": extra})]
@@ -86,6 +89,14 @@ def _needed(need: Requirement) -> Iterator[Finding]:
         yield Finding("packages", need.name, BROKEN, value, f"pip install '{need.name}{need.specifier}'")
     elif need.name in LOUD:
         yield Finding("packages", need.name, OK, str(version))
+
+
+def _bytecode(package: str) -> Iterator[Finding]:
+    """Whether every command compiles what it imports again, as in containers that do not let Python keep it."""
+    spec = importlib.util.find_spec(package)
+    if sys.dont_write_bytecode and spec and spec.origin and not (spec.cached and Path(spec.cached).is_file()):
+        value = f"PYTHONDONTWRITEBYTECODE is set and {package} is not compiled: commands begin many seconds later"
+        yield Finding("packages", "bytecode", NOTE, value, f"python -m compileall -q {Path(spec.origin).parents[1]}")
 
 
 def _optional(extra: str, needs: list[Requirement]) -> Finding:

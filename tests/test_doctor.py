@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import py_compile
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +80,25 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
     assert "[dev]" not in found
     old = doctor_checks._optional("thing", [Requirement("timm>=999")])
     assert old.status == NOTE
+
+
+@pytest.mark.parametrize(("may_not", "is_compiled"), [(True, False), (True, True), (False, False)])
+def test_packages_that_are_compiled_at_every_start(
+    may_not: bool, is_compiled: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "lightning"
+    package.mkdir()
+    (package / "__init__.py").write_text("", encoding="utf-8")
+    if is_compiled:
+        py_compile.compile(str(package / "__init__.py"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "lightning", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", may_not)
+    found = [finding for finding in doctor_checks.packages() if finding.name == "bytecode"]
+    assert len(found) == (may_not and not is_compiled)
+    for finding in found:
+        assert finding.status == "note"
+        assert finding.advice.endswith(f"compileall -q {tmp_path}")
 
 
 def test_a_torch_that_does_not_import_hides_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
