@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from rich.console import Console
 
 from ssl_toolkit import training
 from ssl_toolkit.config import compose_config, override_of
-from ssl_toolkit.errors import UserError
+from ssl_toolkit.errors import Terminated, UserError
 from ssl_toolkit.files import read_json, write_json
 from ssl_toolkit.progress import progress_bar
 from ssl_toolkit.reproduction.identity import EVALUATED_BY, code_digest, run_identity
@@ -146,7 +149,8 @@ def run_jobs(jobs: Sequence[Job], options: ReproduceConfig, console: Console) ->
 
     Raises:
         UserError: a config that cannot be built.
-        KeyboardInterrupt: the processes are stopped, each with a checkpoint; the same command goes on.
+        KeyboardInterrupt: the processes are stopped, each with a checkpoint; the same command goes on. `Terminated` for
+            SIGTERM.
     """
     waiting = [job for job in jobs if not job.done(options)]
     for job in waiting:  # all of them before any work is done
@@ -161,7 +165,7 @@ def run_jobs(jobs: Sequence[Job], options: ReproduceConfig, console: Console) ->
     failed: dict[Path, str] = {}
     running: dict[Path, tuple[Job, subprocess.Popen[bytes]]] = {}
     try:
-        with progress_bar("runs", len(jobs), "runs", done=reused, console=console) as bar:
+        with _sigterm_raises(), progress_bar("runs", len(jobs), "runs", done=reused, console=console) as bar:
             while waiting or running:
                 while waiting and len(running) < options.at_once:
                     job = waiting.pop(0)
@@ -175,10 +179,27 @@ def run_jobs(jobs: Sequence[Job], options: ReproduceConfig, console: Console) ->
                         failed[folder] = _reason(job)
                         bar.log(f"failed: {job.title}: {failed[folder]}")
                 time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         _stop([process for _, process in running.values()])
-        raise KeyboardInterrupt("stopped; the same command goes on where this one was") from None
+        raise type(stopped)("stopped; the same command goes on where this one was") from None
     return failed
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises `Terminated` meanwhile: by itself it would end this process and leave those of the runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def make_folder(job: Job, options: ReproduceConfig) -> None:

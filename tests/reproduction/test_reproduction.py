@@ -247,9 +247,8 @@ def test_every_table_says_what_its_runs_cost(tmp_path: Path) -> None:
     assert as_csv(summary).splitlines()[1].endswith(f",50.0000,20.0000,1.0000,{jobs[0].folder}")
 
 
-@pytest.mark.command
-def test_a_study_that_is_stopped_goes_on(tmp_path: Path) -> None:
-    """Ctrl+C in the middle of a run: it keeps a checkpoint, and the same command ends what it began."""
+def stop_a_study(number: signal.Signals, folder: Path) -> tuple[list[str], int, str]:
+    """Send a signal to the command alone in the middle of a run: the command, its status and what it said."""
     argv = [sys.executable, "-m", "ssl_toolkit.cli", "reproduce", "table11", "seeds=[0]", "parallel=1", *QUICK]
     argv += [
         "trainer.epochs=12",
@@ -258,21 +257,38 @@ def test_a_study_that_is_stopped_goes_on(tmp_path: Path) -> None:
         "monitor.knn_every=null",
         "evaluate=false",
     ]
-    process = subprocess.Popen(argv, cwd=tmp_path, preexec_fn=heed_interrupts, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(argv, cwd=folder, preexec_fn=heed_interrupts, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("reproduced/runs/*/checkpoints/last.ckpt")):
+    while not list(folder.glob("reproduced/runs/*/checkpoints/last.ckpt")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=240)
-    assert process.returncode == 130
+    return argv, process.returncode, errors
+
+
+@pytest.mark.command
+def test_a_study_that_is_stopped_goes_on(tmp_path: Path) -> None:
+    """Ctrl+C in the middle of a run: it keeps a checkpoint, and the same command ends what it began."""
+    argv, status, errors = stop_a_study(signal.SIGINT, tmp_path)
+    assert status == 130
     assert "the same command goes on" in errors
     (begun,) = (tmp_path / "reproduced" / "runs").iterdir()
     assert not (begun / DONE).exists()
     assert subprocess.run(argv, cwd=tmp_path, timeout=500, check=False).returncode == 0
     assert len(list(tmp_path.glob(f"reproduced/runs/*/{DONE}"))) == 2
     assert "resuming" in (begun / "reproduce.log").read_text()
+
+
+@pytest.mark.command
+def test_a_study_that_is_killed_takes_its_runs_along(tmp_path: Path) -> None:
+    """They would go on unseen, and the same command would start them a second time."""
+    _, status, errors = stop_a_study(signal.SIGTERM, tmp_path)
+    assert status == 143
+    assert "the same command goes on" in errors
+    (begun,) = (tmp_path / "reproduced" / "runs").iterdir()
+    assert (begun / "reproduce.log").read_text().splitlines()[-1].startswith("stopped: ")
 
 
 def test_a_run_that_failed_in_training_is_summed_up_as_missing(tmp_path: Path) -> None:
