@@ -165,7 +165,8 @@ def run_jobs(jobs: Sequence[Job], options: ReproduceConfig, console: Console) ->
     failed: dict[Path, str] = {}
     running: dict[Path, tuple[Job, subprocess.Popen[bytes]]] = {}
     try:
-        with _sigterm_raises(), progress_bar("runs", len(jobs), "runs", done=reused, console=console) as bar:
+        bar_of_runs = progress_bar("runs", len(jobs), "runs", done=reused, console=console, log_every=0)
+        with _sigterm_raises(), bar_of_runs as bar:
             while waiting or running:
                 while waiting and len(running) < options.at_once:
                     job = waiting.pop(0)

@@ -163,8 +163,13 @@ def test_a_failed_run_is_named_and_the_rest_goes_on_and_is_used_again(
     monkeypatch.setattr(jobs_module, "_start", start)
     options = ReproduceConfig(out=str(tmp_path), seeds=[0, 1], parallel=3)
     jobs = plan([read_study("table3")], options, QUICK)
-    failed = run_jobs(jobs, options, QUIET)
+    console = Console(width=100, file=(log := io.StringIO()))
+    failed = run_jobs(jobs, options, console)
     assert len(started) == 8
+    told = [
+        line.split("left, ")[1] for line in log.getvalue().splitlines() if line.startswith("runs: ") and "left" in line
+    ]
+    assert sorted(told) == sorted(job.title for job in jobs)  # each in a log too, however soon after another
     assert sorted(why.split(" (")[0] for why in failed.values()) == ["error: no room"] * 2
     started.clear()
     run_jobs(jobs, options, QUIET)
