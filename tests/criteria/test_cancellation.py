@@ -84,7 +84,7 @@ def test_full_size(generator: torch.Generator) -> None:
     (found,) = torch.autograd.grad(value, x)
     rows = exact[:4]
     slope = rows @ exact.T @ exact - rows * exact.square().sum(dim=0)
-    torch.testing.assert_close(found[:4].double(), slope * 4 / 8192 / 2047**2, rtol=1e-4, atol=1e-12)
+    torch.testing.assert_close(found[:4].double(), slope * 4 / 8192 / 2047**2, rtol=1e-4, atol=1e-11)
 
 
 def test_a_covariance_lost_to_cancellation_is_computed_again() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ssl_toolkit.backbones import create_backbone
 from ssl_toolkit.backbones.base import Backbone, BackboneConfig, Features
 from ssl_toolkit.cli import main
+from ssl_toolkit.data.sets.fashion_mnist import DEBIAN_ROOT
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation import EvalData, Preparation, SegmentationAugmentedConfig, Source
 from ssl_toolkit.evaluation.protocol import Outcome
@@ -339,6 +340,7 @@ def test_real_layouts_end_to_end(tree: Any, tmp_path: Path, monkeypatch: pytest.
     assert not any((tmp_path / "results" / ".unfinished").glob("segmentation_augmented*"))
 
 
+@pytest.mark.skipif(not Path(DEBIAN_ROOT).is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_data_without_masks_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", "segmentation_augmented", "data=fashion_mnist", "backbone=tiny_resnet", "backbone.in_channels=1"]
     said = error_of(capsys, *command, "device=cpu")
