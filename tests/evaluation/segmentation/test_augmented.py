@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from ssl_toolkit.backbones import create_backbone
 from ssl_toolkit.backbones.base import Backbone, BackboneConfig, Features
 from ssl_toolkit.cli import main
-from ssl_toolkit.data.sets.fashion_mnist import DEBIAN_ROOT
 from ssl_toolkit.errors import UserError
 from ssl_toolkit.evaluation import EvalData, Preparation, SegmentationAugmentedConfig, Source
 from ssl_toolkit.evaluation.protocol import Outcome
@@ -30,7 +29,7 @@ from ssl_toolkit.registry import typed
 from tests.criteria.test_distributed import spawn, start
 from tests.data.sets import test_ade20k, test_cityscapes, test_voc
 from tests.evaluation.fakes import CPU, ArrayDataset, colour_blocks
-from tests.test_cli import error_of
+from tests.test_cli import error_of, write_photos
 
 PREPARATION = Preparation([0.5] * 3, [0.25] * 3, 16, 16, batch_size=5)
 QUIET = Console(quiet=True)
@@ -340,8 +339,8 @@ def test_real_layouts_end_to_end(tree: Any, tmp_path: Path, monkeypatch: pytest.
     assert not any((tmp_path / "results" / ".unfinished").glob("segmentation_augmented*"))
 
 
-@pytest.mark.skipif(not Path(DEBIAN_ROOT).is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_data_without_masks_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["eval", "segmentation_augmented", "data=fashion_mnist", "backbone=tiny_resnet", "backbone.in_channels=1"]
+    write_photos(tmp_path, classes=2, each=4)
+    command = ["eval", "segmentation_augmented", "data=folder", f"data.root={tmp_path}", "backbone=tiny_resnet"]
     said = error_of(capsys, *command, "device=cpu")
     assert "segmentation_augmented needs masks" in said
